@@ -1,0 +1,28 @@
+"""Fused optimizers for large-model training in PyTorch.
+
+`AdamW`, `Adafactor` and `AdamWeightDecay` have the semantics of the transformers library,
+`fused_optim.torch_compat` has those of ``torch.optim``; `fused_optim.schedules` holds the
+learning-rate schedules. ``python -m fused_optim`` says which backend they will use, and why.
+"""
+
+from fused_optim import schedules, torch_compat
+from fused_optim._version import __version__
+from fused_optim.adafactor import Adafactor
+from fused_optim.adam_weight_decay import AdamWeightDecay, create_optimizer
+from fused_optim.adamw import AdamW
+from fused_optim.gradient_accumulator import GradientAccumulator
+from fused_optim.param_groups import param_groups_weight_decay
+from fused_optim.schedules import *  # noqa: F403
+
+__all__ = [
+    "Adafactor",
+    "AdamW",
+    "AdamWeightDecay",
+    "GradientAccumulator",
+    "__version__",
+    "create_optimizer",
+    "param_groups_weight_decay",
+    "schedules",
+    "torch_compat",
+    *schedules.__all__,
+]

@@ -1,0 +1,25 @@
+"""The eager backend: the kernel contract in plain PyTorch.
+
+It is the readable specification of every op, the CPU backend, and the only one for float64.
+Ops, argument order and equation labels are those of docs/kernel_contract.md. It imports torch alone:
+buckets and launches are read by their attributes.
+"""
+
+from .adafactor import (
+    adafactor_apply_,
+    adafactor_finalise_,
+    adafactor_statistics,
+    adafactor_update_sums,
+)
+from .adamw import adamw_
+from .gradients import accumulate_, grad_square_sums
+
+__all__ = [
+    "accumulate_",
+    "adafactor_apply_",
+    "adafactor_finalise_",
+    "adafactor_statistics",
+    "adafactor_update_sums",
+    "adamw_",
+    "grad_square_sums",
+]

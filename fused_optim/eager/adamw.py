@@ -1,0 +1,53 @@
+"""AdamW in plain PyTorch: transformers', torch's and TensorFlow's semantics by the row's scalars."""
+
+from __future__ import annotations
+
+import torch
+
+from . import rounding, torch_fused
+from .gradients import preparation, skipped
+from .storage import Draw, blocks, decode, encode_, store_moment_
+
+
+def adamw_(bucket, launch) -> None:
+    """Run one AdamW step on every tensor of the bucket (kernel contract, section 6)."""
+    if skipped(launch):
+        return
+    if torch_fused.covers(bucket, launch):
+        torch_fused.adamw_(bucket)
+        return
+    for index, entry in enumerate(bucket.entries):
+        row = bucket.rows[entry.row]
+        dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
+        prepare = preparation(row, launch, dtype, index)
+        draw = Draw(launch.seed, row.step, entry.number)
+        _step_tensor(entry, row, prepare, bucket.key.mode, draw, dtype)
+
+
+def update_(p, g, m, v, h, row) -> None:
+    """Apply W1 to W6 in place to registers ``p``, ``m``, ``v`` and, for amsgrad, ``h``.
+
+    ``g`` is only read: it may be the gradient itself.
+    """
+    if row.l2 != 0.0:
+        g = g + p * row.l2  # [W1]
+    p.mul_(row.decay_before)  # [W2]
+    m.add_((g - m).mul_(row.omb1))  # [W3]
+    v.mul_(row.b2).add_((g * row.omb2).mul_(g))  # [W4]
+    if h is not None:
+        torch.maximum(h, v, out=h)  # [W5]
+    denominator = (v if h is None else h).sqrt().mul_(row.denom_scale).add_(row.eps)
+    p.sub_((m * row.step_size).div_(denominator).add_(0.0)).mul_(row.decay_after)  # [W6]
+
+
+def _step_tensor(entry, row, prepare, mode: str, draw: Draw, dtype: torch.dtype) -> None:
+    stored = [entry.param, entry.grad, entry.extra]
+    stored += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
+    for first, (param, grad, extra, *moments) in blocks(stored):
+        value = decode(param, extra, mode)
+        m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
+        update_(value, prepare(grad), m, v, h, row)
+        encode_(param, extra, value, mode, draw, first)
+        for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):
+            if moment is not None:
+                store_moment_(moment, new, stream, draw, first)

@@ -1,0 +1,139 @@
+"""Moving tensors between their storage and the registers of the update math.
+
+Tensors are walked in blocks that fit in cache, so a step's temporaries stay small whatever the
+parameter's size. A block is a view: writing to it writes to the tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from . import rounding
+
+# Elements per block. On CPU a block's registers stay in L2; elsewhere launches are what costs.
+_BLOCK = {"cpu": 1 << 16}
+_BLOCK_ELSEWHERE = 1 << 22
+
+
+def block_size(device: torch.device) -> int:
+    """Return how many elements of a tensor on ``device`` to work on at a time."""
+    return _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
+
+
+def blocks(
+    tensors: Sequence[torch.Tensor | None],
+) -> Iterator[tuple[int, list[torch.Tensor | None]]]:
+    """Yield (logical index of the first element, matching blocks) of equally shaped tensors.
+
+    Any strides will do; None stays None. The first tensor may not be None.
+    """
+    shape, device = tensors[0].shape, tensors[0].device
+    if shape.numel() == 0:
+        return
+    if all(t is None or t.is_contiguous() for t in tensors):
+        tensors, dim, length = [None if t is None else t.view(-1) for t in tensors], 0, shape.numel()
+    else:
+        dim = next(d for d, size in enumerate(shape) if size > 1)
+        length = shape[dim]
+    inner = shape.numel() // length
+    step = max(1, block_size(device) // inner)
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        yield (
+            start * inner,
+            [None if t is None else t.narrow(dim, start, size) for t in tensors],
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draw:
+    """The source of one parameter's random bits in one step."""
+
+    seed: int
+    step: int
+    number: int
+
+    def halves(self, stream: int, first: int, block: torch.Tensor) -> torch.Tensor:
+        """Return 16 random bits per element of ``block``, which starts at element ``first``."""
+        word = self.number | stream << 28
+        return rounding.random_halves(first, block.shape, self.seed, self.step, word, block.device)
+
+
+def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.Tensor:
+    """Return the value of a parameter block in math dtype; in mode "none", the block itself.
+
+    What was written to ``param`` from outside wins over ``extra``, element by element.
+    """
+    if mode == "none":
+        return param
+    shown = param.float()
+    if mode == "kahan":
+        value = shown + extra.float()
+        return torch.where(_same_bits(value.to(param.dtype), param), value, shown)
+    if mode == "split":
+        high = param.contiguous().view(torch.int16).to(torch.int32)
+        low = extra.to(torch.int32)
+        # No value rounds to these pairs: the remainder belongs to one since overwritten.
+        stale = ((shown == 0) & (low < 0)) | (torch.isinf(shown) & (low > 0))
+        low = torch.where(stale, 0, low)
+        bits = ((high - (low < 0).to(torch.int32)) << 16) | (low & 0xFFFF)
+        return bits.view(torch.float32)
+    if mode == "master":
+        return torch.where(_same_bits(round_master(extra, param.dtype), param), extra, shown)
+    return shown
+
+
+def encode_(
+    param: torch.Tensor,
+    extra: torch.Tensor | None,
+    value: torch.Tensor,
+    mode: str,
+    draw: Draw,
+    first: int,
+) -> None:
+    """Store ``value`` in a parameter block and its extra state; the inverse of `decode`."""
+    if mode == "none":
+        if value is not param:
+            param.copy_(value)
+    elif mode == "stochastic":
+        r = draw.halves(rounding.PARAM_STREAM, first, param)
+        param.copy_(rounding.round_stochastic(value, param.dtype, r))
+    elif mode == "kahan":
+        rounded = value.to(param.dtype)
+        lost = value - rounded.float()
+        extra.copy_(torch.where(torch.isfinite(rounded), lost, 0.0))
+        param.copy_(rounded)
+    elif mode == "split":
+        extra.copy_(rounding.bits_of(value).to(torch.int16))
+        param.copy_(rounding.round_half_away(value))
+    elif mode == "master":
+        extra.copy_(value)
+        param.copy_(round_master(value, param.dtype))
+    else:
+        param.copy_(value)
+
+
+def round_master(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what a parameter of ``dtype`` shows of its float32 master."""
+    if dtype is torch.bfloat16:
+        return rounding.round_half_away(value)
+    return value.to(dtype)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a.contiguous().view(torch.int16) == b.contiguous().view(torch.int16)
+
+
+def store_moment_(
+    moment: torch.Tensor, value: torch.Tensor, stream: int, draw: Draw, first: int
+) -> None:
+    """Store a moment block: as it is, to nearest (float16), or stochastically (bfloat16)."""
+    if value is moment:  # float32: the registers are the storage
+        return
+    if moment.dtype is torch.bfloat16:
+        r = draw.halves(stream, first, moment)
+        value = rounding.round_stochastic(value, moment.dtype, r)
+    moment.copy_(value)

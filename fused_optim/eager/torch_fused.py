@@ -1,0 +1,131 @@
+"""A fast path for AdamW on CPU: torch's own fused operators, where they fit.
+
+They are private to torch, so their schema is checked once before the first use; where it is not the
+expected one, or a bucket does not fit, the plain path in adamw.py runs instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+_SCHEMA = (
+    ("self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
+    + ("lr", "beta1", "beta2", "weight_decay", "eps", "amsgrad", "maximize")
+    + ("grad_scale", "found_inf")
+)
+
+# The operators correct the bias by 1 - beta^step, which is 1 at this step count. The row's scalars
+# hold the correction already.
+_UNCORRECTED_STEP = 1e30
+
+
+@functools.cache
+def available() -> bool:
+    """Return whether this torch has the fused CPU operators in the form used here."""
+    try:
+        schemas = (torch.ops.aten._fused_adam_.default._schema,)
+        schemas += (torch.ops.aten._fused_adamw_.default._schema,)
+        names = {tuple(argument.name for argument in schema.arguments) for schema in schemas}
+        if names != {_SCHEMA}:
+            return False
+        p, g, m, v = (torch.zeros(1) for _ in range(4))
+        _run(torch.ops.aten._fused_adamw_.default, [p], [g], [m], [v], [], lr=0.1, eps=1.0)
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    return p.item() == 0.0
+
+
+def covers(bucket, launch) -> bool:
+    """Return whether the operators compute exactly what the bucket asks for."""
+    key = bucket.key
+    return (
+        key.device.type == "cpu"
+        and key.dtype is torch.float32
+        and launch.clip is None
+        and launch.grad_scale is None
+        and all(_row_fits(row) for row in bucket.rows)
+        and all(_entry_fits(entry) for entry in bucket.entries)
+        and available()
+    )
+
+
+def adamw_(bucket) -> None:
+    """Run the bucket's step, one operator call per row. `covers` must have said yes."""
+    by_row: list[list] = [[] for _ in bucket.rows]
+    for entry in bucket.entries:
+        by_row[entry.row].append(entry)
+    for row, entries in zip(bucket.rows, by_row, strict=True):
+        if entries:
+            _step_row(row, entries, bucket.key.amsgrad)
+
+
+def _step_row(row, entries: list, amsgrad: bool) -> None:
+    params = [entry.param for entry in entries]
+    # step_size*m / (sqrt(v)*denom_scale + eps), divided through by denom_scale.
+    lr = row.step_size / row.denom_scale
+    l2 = row.l2 != 0.0
+    decay = 0.0 if lr == 0.0 else (1.0 - row.decay_before) / lr
+    _run(
+        torch.ops.aten._fused_adam_.default if l2 else torch.ops.aten._fused_adamw_.default,
+        params,
+        [entry.grad for entry in entries],
+        [entry.exp_avg for entry in entries],
+        [entry.exp_avg_sq for entry in entries],
+        [entry.max_exp_avg_sq for entry in entries] if amsgrad else [],
+        lr=lr,
+        beta1=1.0 - row.omb1,
+        beta2=row.b2,
+        weight_decay=row.l2 if l2 else decay,
+        eps=row.eps / row.denom_scale,
+        maximize=row.grad_mul < 0.0,
+    )
+    if row.decay_after != 1.0:
+        torch._foreach_mul_(params, row.decay_after)
+
+
+def _run(
+    operator,
+    params: list,
+    grads: list,
+    exp_avgs: list,
+    exp_avg_sqs: list,
+    max_exp_avg_sqs: list,
+    *,
+    lr: float,
+    eps: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    operator(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs,
+        [torch.full((), _UNCORRECTED_STEP)] * len(params),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=bool(max_exp_avg_sqs),
+        maximize=maximize,
+    )
+
+
+def _row_fits(row) -> bool:
+    # The operators have either L2 or decoupled decay, and apply the latter through lr.
+    decays_alone = row.decay_before == 1.0 or (row.l2 == 0.0 and row.step_size != 0.0)
+    return decays_alone and row.clip_value == math.inf and abs(row.grad_mul) == 1.0
+
+
+def _entry_fits(entry) -> bool:
+    tensors = [entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq]
+    if entry.max_exp_avg_sq is not None:
+        tensors.append(entry.max_exp_avg_sq)
+    return all(t.dtype is torch.float32 and t.is_contiguous() for t in tensors)

@@ -1,0 +1,105 @@
+"""Summing gradients over micro-batches, as transformers' GradientAccumulator for TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fused_optim import dispatch, precision
+from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.tables import AccumulateRow
+
+
+class GradientAccumulator:
+    """Sums lists of gradients; the user scales the sums and hands them to an optimizer.
+
+    The first call fixes how many gradients there are and which of them are None: a gradient in a
+    place that was None is dropped, a None in a place that was not is skipped.
+
+    Args:
+        dtype: of the buffers, e.g. ``torch.float32`` so that sums of 16-bit gradients keep what
+            each adds. None takes each first gradient's dtype and insists on it, as TensorFlow.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> accumulator = GradientAccumulator()
+        >>> for batch in torch.ones(3, 1, 4):
+        ...     loss = model(batch).sum()
+        ...     accumulator(torch.autograd.grad(loss, list(model.parameters())))
+        >>> for p, total in zip(model.parameters(), accumulator.gradients):
+        ...     p.grad = total / accumulator.step
+        >>> accumulator.reset()
+
+    Source: ``transformers.GradientAccumulator`` 4.38.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self._dtype = dtype
+        self._buffers: list[torch.Tensor | None] = []
+        self._step = 0
+
+    @property
+    def step(self) -> int:
+        """Calls since the start or the last reset."""
+        return self._step
+
+    @property
+    def gradients(self) -> list[torch.Tensor | None]:
+        """The sums so far; the buffers themselves, which later calls write to.
+
+        Raises:
+            ValueError: nothing was accumulated yet.
+        """
+        if not self._buffers:
+            raise ValueError("The accumulator should be called first to initialize the gradients")
+        return list(self._buffers)
+
+    @torch.no_grad()
+    def __call__(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add ``gradients`` to the sums.
+
+        Raises:
+            ValueError: their number, or the shape, dtype or device of one, is not that of the first
+                call, or one is sparse; nothing was added.
+        """
+        gradients = list(gradients)
+        buffers = self._buffers or [self._buffer(gradient) for gradient in gradients]
+        if len(buffers) != len(gradients):
+            raise ValueError(f"Expected {len(buffers)} gradients, but got {len(gradients)}")
+        buckets: dict[BucketKey, Bucket] = {}
+        for index, (buffer, gradient) in enumerate(zip(buffers, gradients, strict=True)):
+            if buffer is None or gradient is None:
+                continue
+            self._check(index, buffer, gradient)
+            key = BucketKey("accumulate", buffer.device, buffer.dtype, "nearest", False, False)
+            bucket = buckets.setdefault(key, Bucket(key, rows=[AccumulateRow()]))
+            bucket.entries.append(TensorEntry(buffer, gradient))
+        for key, bucket in buckets.items():
+            backend = dispatch.load(dispatch.choose("auto", "accumulate_", key.device))
+            backend.accumulate_(bucket, Launch())
+        self._buffers = buffers
+        self._step += 1
+
+    def reset(self) -> None:
+        """Set the sums to zero, in place, and the step count to 0."""
+        for buffer in self._buffers:
+            if buffer is not None:
+                buffer.zero_()
+        self._step = 0
+
+    def _buffer(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        return None if gradient is None else torch.zeros_like(gradient, dtype=self._dtype)
+
+    def _check(self, index: int, buffer: torch.Tensor, gradient: torch.Tensor) -> None:
+        if gradient.layout is not torch.strided:
+            raise ValueError(f"gradient {index} has layout {gradient.layout}; only dense ones add up")
+        if gradient.dtype not in precision.SUPPORTED_DTYPES:
+            raise ValueError(f"gradient {index} is {gradient.dtype}, not a float")
+        same_dtype = self._dtype is not None or gradient.dtype is buffer.dtype
+        if gradient.shape != buffer.shape or gradient.device != buffer.device or not same_dtype:
+            raise ValueError(
+                f"gradient {index} is {gradient.dtype} of shape {tuple(gradient.shape)} on "
+                f"{gradient.device}, but its sum is {buffer.dtype} of shape {tuple(buffer.shape)} "
+                f"on {buffer.device}; gradients must match those of the first call"
+            )

@@ -1,0 +1,114 @@
+"""The tensors an optimizer keeps per parameter: what they look like, and how they come to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from fused_optim import precision
+from fused_optim.eager import storage
+
+_SHAPES = {
+    "like": lambda shape: shape,
+    "rows": lambda shape: shape[:-1],
+    "cols": lambda shape: shape[:-2] + shape[-1:],
+    "rows_keepdim": lambda shape: (*shape[:-1], 1),
+    "cols_keepdim": lambda shape: (*shape[:-2], 1, shape[-1]),
+    "scalar": lambda shape: (),
+}
+
+_MODE_OF_KEY = {"master": "master", "remainder": "split", "compensation": "kahan"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateTensor:
+    """One state tensor of a parameter.
+
+    Attributes:
+        key: in ``optimizer.state[p]``.
+        field: of the `fused_optim.launch.TensorEntry` that hands it to a backend.
+        dtype: of its storage.
+        kind: a key of the table above: its shape, from the parameter's.
+    """
+
+    key: str
+    field: str
+    dtype: torch.dtype
+    kind: str = "like"
+
+    def shape(self, param: torch.Tensor) -> tuple[int, ...]:
+        """Return the tensor's shape for ``param``."""
+        return tuple(_SHAPES[self.kind](tuple(param.shape)))
+
+    def zeros(self, param: torch.Tensor) -> torch.Tensor:
+        """Return a new tensor of zeros for ``param``, in its memory format and on its device."""
+        if self.kind == "like":
+            return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
+        return torch.zeros(self.shape(param), dtype=self.dtype, device=param.device)
+
+    def converted(self, value: Any, param: torch.Tensor) -> torch.Tensor:
+        """Return ``value``, a tensor or number, as this state tensor of ``param``.
+
+        Raises:
+            ValueError: it has another number of elements.
+        """
+        value = torch.as_tensor(value)
+        shape = self.shape(param)
+        if value.numel() != param.new_empty(shape, device="meta").numel():
+            raise ValueError(
+                f"state {self.key!r} has shape {tuple(value.shape)}, but a parameter of shape "
+                f"{tuple(param.shape)} needs {shape}; load a state of the same model"
+            )
+        if tuple(value.shape) != shape:
+            value = value.reshape(shape)
+        return value.to(device=param.device, dtype=self.dtype)
+
+
+def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
+    """Return the state tensors, none or one, that a precision mode adds."""
+    extra = precision.extra_state(mode, dtype)
+    return () if extra is None else (StateTensor(extra[0], "extra", extra[1]),)
+
+
+def ensure(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
+    """Create what ``state`` lacks of ``spec`` and bring the rest to its dtype and device.
+
+    A state made in another precision mode is carried over: its float32 value survives as far as
+    the new mode can hold it.
+    """
+    if "step" not in state:
+        state["step"] = 0
+    for tensor in spec:
+        value = state.get(tensor.key)
+        if value is None:
+            state[tensor.key] = (
+                _first_extra(tensor, param, state)
+                if tensor.field == "extra"
+                else tensor.zeros(param)
+            )
+        elif value.dtype is not tensor.dtype or value.device != param.device:
+            state[tensor.key] = tensor.converted(value, param)
+    for key in _MODE_OF_KEY:
+        if key in state and not any(tensor.key == key for tensor in spec):
+            del state[key]
+
+
+def _first_extra(
+    tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]
+) -> torch.Tensor:
+    """Return new extra state for a parameter: from another mode's if there is one."""
+    extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
+    old = next((key for key in _MODE_OF_KEY if key in state), None)
+    for first, (block, new, previous) in storage.blocks(
+        [param.detach(), extra, None if old is None else state[old].to(param.device)]
+    ):
+        shown = block.float()
+        value = shown if old is None else storage.decode(block, previous, _MODE_OF_KEY[old])
+        # Where the new mode would show another value than the parameter's, the parameter wins.
+        trial = torch.empty_like(block)
+        storage.encode_(trial, new, value, mode, None, first)
+        value = torch.where(trial == block, value, shown)
+        storage.encode_(trial, new, value, mode, None, first)
+    return extra
