@@ -10,6 +10,7 @@ from fused_optim._version import __version__
 from fused_optim.adafactor import Adafactor
 from fused_optim.adam_weight_decay import AdamWeightDecay, create_optimizer
 from fused_optim.adamw import AdamW
+from fused_optim.diagnostics import info
 from fused_optim.gradient_accumulator import GradientAccumulator
 from fused_optim.param_groups import param_groups_weight_decay
 from fused_optim.schedules import *  # noqa: F403
@@ -21,6 +22,7 @@ __all__ = [
     "GradientAccumulator",
     "__version__",
     "create_optimizer",
+    "info",
     "param_groups_weight_decay",
     "schedules",
     "torch_compat",

@@ -1,6 +1,6 @@
 """The host scalars of the Adam family: what transformers, torch and TensorFlow do differently.
 
-Everything is a Python double; complements such as ``1 - beta`` are taken here and never in a kernel.
+Everything is a Python double; complements such as ``1 - beta`` are taken here, never in a kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TensorFlow's half of transformers' optimizers: AdamWeightDecay and create_optimizer, in PyTorch."""
+"""AdamWeightDecay and create_optimizer: TensorFlow's half of transformers, in PyTorch."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class GradientAccumulator:
 
     def _check(self, index: int, buffer: torch.Tensor, gradient: torch.Tensor) -> None:
         if gradient.layout is not torch.strided:
-            raise ValueError(f"gradient {index} has layout {gradient.layout}; only dense ones add up")
+            raise ValueError(f"gradient {index} has layout {gradient.layout}; only dense ones work")
         if gradient.dtype not in precision.SUPPORTED_DTYPES:
             raise ValueError(f"gradient {index} is {gradient.dtype}, not a float")
         same_dtype = self._dtype is not None or gradient.dtype is buffer.dtype

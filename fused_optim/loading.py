@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from itertools import chain
 from typing import Any
 
 import torch
 
-from fused_optim import precision, state
+from fused_optim import precision, state, validation
 
 
 def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -30,14 +29,18 @@ def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             f"optimizer's group: sizes are {saved_sizes}, not {sizes}"
         )
     owner = {}
-    for group, saved in zip(groups, saved_groups, strict=True):
-        for param_id, param in zip(saved["params"], group["params"], strict=True):
-            owner[param_id] = (group, param, saved.get("step", 0))
+    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        for index, param_id in enumerate(saved["params"]):
+            where = f"{type(optimizer).__name__}: {validation.place(group, number, index)}: "
+            owner[param_id] = (group, group["params"][index], saved.get("step", 0), where)
     new_state: dict[Any, Any] = {}
     for key, value in state_dict["state"].items():
         if key in owner:
-            group, param, group_step = owner[key]
-            new_state[param] = _converted_state(optimizer, group, param, value, group_step)
+            group, param, group_step, where = owner[key]
+            try:
+                new_state[param] = _converted_state(optimizer, group, param, value, group_step)
+            except ValueError as error:
+                raise ValueError(where + str(error)) from None
         else:
             new_state[key] = value
     result = type(optimizer.state)(dict)

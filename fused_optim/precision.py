@@ -12,7 +12,7 @@ LOW_PRECISION_MODES = ("auto", "nearest", "stochastic", "kahan", "split", "maste
 """Accepted values of ``low_precision=``."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""Dtypes that parameters and gradients may have; a dtype's index is its tag in the kernel tables."""
+"""Dtypes that parameters and gradients may have; the index of one is its tag in kernel tables."""
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Accepted values of ``state_dtype=``."""

@@ -52,16 +52,15 @@ class StateTensor:
         """Return ``value``, a tensor or number, as this state tensor of ``param``.
 
         Raises:
-            ValueError: it has another number of elements.
+            ValueError: its shape is another one, dimensions of size 1 left aside.
         """
-        value = torch.as_tensor(value)
-        shape = self.shape(param)
-        if value.numel() != param.new_empty(shape, device="meta").numel():
-            raise ValueError(
-                f"state {self.key!r} has shape {tuple(value.shape)}, but a parameter of shape "
-                f"{tuple(param.shape)} needs {shape}; load a state of the same model"
-            )
+        value, shape = torch.as_tensor(value), self.shape(param)
         if tuple(value.shape) != shape:
+            if [n for n in value.shape if n != 1] != [n for n in shape if n != 1]:
+                raise ValueError(
+                    f"state {self.key!r} has shape {tuple(value.shape)}, but a parameter of shape "
+                    f"{tuple(param.shape)} needs {shape}; load a state of the same model"
+                )
             value = value.reshape(shape)
         return value.to(device=param.device, dtype=self.dtype)
 
@@ -95,9 +94,7 @@ def ensure(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, 
             del state[key]
 
 
-def _first_extra(
-    tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]
-) -> torch.Tensor:
+def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
     """Return new extra state for a parameter: from another mode's if there is one."""
     extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
     old = next((key for key in _MODE_OF_KEY if key in state), None)

@@ -8,6 +8,7 @@ rounding, so that small updates are not lost. ``low_precision="nearest"`` gives 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,17 @@ class _Adam(AdamFamily):
 
     def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdamWRow:
         return adam_scalars.torch_row(group, step, decoupled=group["decoupled_weight_decay"])
+
+    def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
+        # apex calls it bias_correction, fused_optim.AdamW correct_bias.
+        flags = [saved.pop(name, True) for name in ("bias_correction", "correct_bias")]
+        if not all(flags):
+            warnings.warn(
+                "the loaded state was trained without bias correction, which torch's Adam always "
+                "has; use fused_optim.AdamW(correct_bias=False) to continue it",
+                stacklevel=4,
+            )
+        return saved
 
 
 class Adam(_Adam):
@@ -172,11 +184,15 @@ class AdamW(Adam):
             **common,
         )
 
+    def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
+        # AdamW stays AdamW whatever it loads, as torch's does.
+        return {**super()._translated_group(saved), "decoupled_weight_decay": True}
+
 
 class Adafactor(AdafactorFamily):
     r"""``torch.optim.Adafactor``, fused, with float32 statistics whatever the parameter's dtype.
 
-    It differs from `fused_optim.Adafactor` in where :math:`\epsilon_1` goes and in the weight decay:
+    It differs from `fused_optim.Adafactor` in where :math:`\epsilon_1` goes and in weight decay:
 
     .. math::
         \rho_t &= \min(\mathrm{lr}, 1/\sqrt t) \qquad

@@ -32,7 +32,12 @@ def check_params(params: list[Any]) -> None:
 
 
 def check_param(param: torch.Tensor, where: str) -> None:
-    """Refuse parameters that no backend can update: complex, integer, sparse, overlapping."""
+    """Refuse parameters that can't be updated: complex, integer, sparse, overlapping, sharded."""
+    if hasattr(param, "device_mesh"):
+        raise NotImplementedError(
+            f"{where} is a DTensor; sharded parameters (FSDP2, tensor parallel) are not supported "
+            "by this version, replicated ones (DistributedDataParallel) are"
+        )
     if param.is_complex():
         raise ValueError(
             f"{where} is {param.dtype}; complex parameters are not supported, optimize "
@@ -68,7 +73,12 @@ def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, wher
 
 
 def check_number(
-    value: Any, name: str, *, low: float = -math.inf, high: float = math.inf, open_high: bool = False
+    value: Any,
+    name: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_high: bool = False,
 ) -> None:
     """Refuse a hyperparameter that is not a number within [low, high], or [low, high).
 
@@ -81,9 +91,12 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"Invalid {name}: {value!r} - should be a number")
     if not low <= value <= high or (open_high and value == high):
-        allowed = f">= {low}" if high == math.inf else f"in [{low}, {high}{')' if open_high else ']'}"
-        if low == -math.inf:
-            allowed = "finite" if high == math.inf else f"<= {high}"
+        if high == math.inf:
+            allowed = "a number, not NaN" if low == -math.inf else f">= {low}"
+        elif low == -math.inf:
+            allowed = f"<= {high}"
+        else:
+            allowed = f"in [{low}, {high}{')' if open_high else ']'}"
         raise ValueError(f"Invalid {name}: {value} - should be {allowed}")
 
 

@@ -1,8 +1,8 @@
 """The eager backend: the kernel contract in plain PyTorch.
 
 It is the readable specification of every op, the CPU backend, and the only one for float64.
-Ops, argument order and equation labels are those of docs/kernel_contract.md. It imports torch alone:
-buckets and launches are read by their attributes.
+Ops, argument order and equation labels are those of docs/kernel_contract.md. It imports torch
+alone: buckets and launches are read by their attributes.
 """
 
 from .adafactor import (

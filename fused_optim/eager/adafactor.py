@@ -1,7 +1,7 @@
 """Factored Adafactor in plain PyTorch: transformers' and torch's semantics by the row's scalars.
 
 The ops are the stages of the kernel contract (section 6). Each walks its tensors in tiles, so that
-no temporary is ever as large as a parameter; what a stage hands to the next is in the bucket's scratch.
+no temporary is ever as large as a parameter; what one hands to the next is in the bucket's scratch.
 """
 
 from __future__ import annotations
@@ -79,8 +79,11 @@ def adafactor_finalise_(bucket, launch) -> None:
         if work.grad.numel() == 0:
             continue
         if work.factored:
-            clip = launch.clip[index] if launch.clip_per_tensor else launch.clip
-            work.factors = _finalise_factored_(work, 1.0 if clip is None else clip.double().square())
+            clip_square = 1.0
+            if launch.clip is not None:
+                clip = launch.clip[index] if launch.clip_per_tensor else launch.clip
+                clip_square = clip.double().square()
+            work.factors = _finalise_factored_(work, clip_square)
         else:
             work.factors = (_finalise_unfactored_(work),)
         work.alpha = _alpha(work)
@@ -92,7 +95,9 @@ def adafactor_update_sums(bucket, launch) -> None:
         return
     for work in _pending(bucket):
         for _, at in _tiles(work.grad):
-            work.u_sum += _update(work, at).square_().sum()
+            u, by_row = _update(work, at)
+            row_sums = u.square_().sum(-1, keepdim=True).double()
+            work.u_sum += row_sums.mul_(by_row).mul_(by_row).sum()
 
 
 def adafactor_apply_(bucket, launch) -> None:
@@ -107,9 +112,7 @@ def adafactor_apply_(bucket, launch) -> None:
 
 def _work(bucket, entry) -> _Work:
     ndim = entry.grad.dim()
-    tensors = [
-        _as_matrices(t, ndim) for t in (entry.param, entry.grad, entry.exp_avg, entry.extra)
-    ]
+    tensors = [_as_matrices(t, ndim) for t in (entry.param, entry.grad, entry.exp_avg, entry.extra)]
     batch, rows, cols = tensors[1].shape
     sums = [
         torch.zeros(shape, dtype=torch.float64, device=bucket.key.device)
@@ -182,16 +185,21 @@ def _alpha(work: _Work) -> torch.Tensor:
     return torch.fmax(rms, torch.full_like(rms, row.eps_rms)) * row.rho
 
 
-def _update(work: _Work, at: Tile) -> torch.Tensor:
-    """Stage F6: the unscaled update of one tile, a fresh tensor."""
+def _update(work: _Work, at: Tile) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Stage F6: the unscaled update of one tile as a fresh tensor and what to multiply it with.
+
+    The second factor is r of F4, ``[batch, rows, 1]``, where nothing but a product is asked for:
+    it is cheaper to apply per row.
+    """
     b, r, c = at
+    g = work.prepare(work.grad[at])
+    if work.factored and work.row.update_cap == torch.inf:
+        return g * work.factors[1][b, :, c], work.factors[0][b, r]
     if work.factored:
         multiplier = work.factors[0][b, r] * work.factors[1][b, :, c]
     else:
         multiplier = work.factors[0][at].rsqrt()
-    if work.row.update_cap != torch.inf:
-        multiplier.clamp_(max=work.row.update_cap)
-    return multiplier.mul_(work.prepare(work.grad[at]))
+    return multiplier.clamp_(max=work.row.update_cap).mul_(g), 1.0
 
 
 def _scale(work: _Work) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,17 +219,18 @@ def _apply_(work: _Work, mode: str, draw: Draw) -> None:
     if row.decay_alpha != 0.0:
         decay = (1.0 - alpha * row.decay_alpha) * decay
     for first, at in _tiles(work.param):
-        u = _update(work, at).mul_(scale)  # [F8]
+        u, by_row = _update(work, at)
+        factor = scale * by_row  # [F8]
         if work.exp_avg is not None:
             exp_avg = work.exp_avg[at]
-            m = exp_avg.to(u.dtype).mul_(row.b1).add_(u.mul_(row.omb1))
+            m = exp_avg.to(u.dtype).mul_(row.b1).addcmul_(u, factor, value=row.omb1)
             store_moment_(exp_avg, m, rounding.MOMENT_STREAMS[0], draw, first)
-            u = m
+            u, factor = m, torch.ones_like(scale)
         param, extra = work.param[at], None if work.extra is None else work.extra[at]
         value = decode(param, extra, mode)
         if isinstance(decay, torch.Tensor) or decay != 1.0:
             value.mul_(decay)  # [F9]
-        value.sub_(u + 0.0)  # [F10]
+        value.addcmul_(u.add(0.0), factor, value=-1.0)  # [F10]
         encode_(param, extra, value, mode, draw, first)
     entry = work.entry
     for original, matrices in (

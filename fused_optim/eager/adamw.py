@@ -1,4 +1,4 @@
-"""AdamW in plain PyTorch: transformers', torch's and TensorFlow's semantics by the row's scalars."""
+"""AdamW in plain PyTorch: every peer's semantics, by the scalars of the row."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ import torch
 
 _NAN_BITS = 0x7FC00000  # the float32 whose high half is bfloat16's quiet NaN, 0x7fc0
 
+_LOW_32 = 0xFFFFFFFF
+
 PARAM_STREAM = 0
 MOMENT_STREAMS = (1, 2, 3)  # exp_avg, exp_avg_sq, max_exp_avg_sq
 
@@ -19,14 +21,13 @@ def bits_of(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.isnan(x), _NAN_BITS, bits)
 
 
-def bf16_from_high_half(bits: torch.Tensor) -> torch.Tensor:
-    """Return the bfloat16 tensor whose bits are the high halves of int32 ``bits``."""
+def _bf16_from_high_half(bits: torch.Tensor) -> torch.Tensor:
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def round_half_away(x: torch.Tensor) -> torch.Tensor:
     """Round float32 ``x`` to bfloat16, ties away from zero. With the low half, a bijection."""
-    return bf16_from_high_half(bits_of(x) + 0x8000)
+    return _bf16_from_high_half(bits_of(x) + 0x8000)
 
 
 def round_stochastic(x: torch.Tensor, dtype: torch.dtype, r: torch.Tensor) -> torch.Tensor:
@@ -38,7 +39,7 @@ def round_stochastic(x: torch.Tensor, dtype: torch.dtype, r: torch.Tensor) -> to
         r: int32 of x's shape, uniform in [0, 65536).
     """
     if dtype is torch.bfloat16:
-        return bf16_from_high_half(bits_of(x) + r)
+        return _bf16_from_high_half(bits_of(x) + r)
     return _round_stochastic_fp16(x, r)
 
 
@@ -77,26 +78,24 @@ def random_halves(
     numel = shape.numel()
     start = first // 8
     groups = torch.arange(start, (first + numel + 7) // 8, dtype=torch.int64, device=device)
-    counter = [groups & 0xFFFFFFFF, groups >> 32, step & 0xFFFFFFFF, stream]
-    words = _philox4x32(counter, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
-    halves = torch.stack([half for w in words for half in (w & 0xFFFF, w >> 16)], dim=1)
+    words = _philox4x32(groups, step & _LOW_32, stream, seed & _LOW_32, (seed >> 32) & _LOW_32)
+    # Little-endian, the int16 halves of the words lie in the order of the elements.
+    halves = words.to(torch.int32).view(torch.int16).view(-1)
     offset = first - 8 * start
-    return halves.view(-1)[offset : offset + numel].to(torch.int32).view(shape)
+    return (halves[offset : offset + numel].to(torch.int32) & 0xFFFF).view(shape)
 
 
-def _philox4x32(counter: list, key0: int, key1: int) -> list[torch.Tensor]:
-    """Ten rounds of Philox4x32 (Salmon et al., SC 2011) on words held in int64."""
-    c0, c1, c2, c3 = counter
+def _philox4x32(groups: torch.Tensor, step: int, stream: int, key0: int, key1: int) -> torch.Tensor:
+    """Return ``[groups, 4]``: ten rounds of Philox4x32 (Salmon et al., SC 2011), words in int64.
+
+    The low 64 bits of a product are the same signed and unsigned, so int64 may overflow here.
+    """
+    c0, c1 = groups & _LOW_32, groups >> 32
+    c2, c3 = torch.full_like(groups, step), torch.full_like(groups, stream)
     for _ in range(10):
-        high0, low0 = _multiply_32(0xD2511F53, c0)
-        high1, low1 = _multiply_32(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
-    return [c0, c1, c2, c3]
-
-
-def _multiply_32(a: int, b: torch.Tensor | int) -> tuple:
-    """Return the high and low words of a 32 by 32 bit product, int64 overflow avoided."""
-    upper, lower = a * (b >> 16), a * (b & 0xFFFF)  # each below 2^48
-    total = upper + (lower >> 16)
-    return total >> 16, ((total & 0xFFFF) << 16) | (lower & 0xFFFF)
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0 = (product1 >> 32).bitwise_and_(_LOW_32).bitwise_xor_(c1).bitwise_xor_(key0)
+        c2 = (product0 >> 32).bitwise_and_(_LOW_32).bitwise_xor_(c3).bitwise_xor_(key1)
+        c1, c3 = product1.bitwise_and_(_LOW_32), product0.bitwise_and_(_LOW_32)
+        key0, key1 = (key0 + 0x9E3779B9) & _LOW_32, (key1 + 0xBB67AE85) & _LOW_32
+    return torch.stack((c0, c1, c2, c3), dim=1)

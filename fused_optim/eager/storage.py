@@ -14,7 +14,7 @@ import torch
 from . import rounding
 
 # Elements per block. On CPU a block's registers stay in L2; elsewhere launches are what costs.
-_BLOCK = {"cpu": 1 << 16}
+_BLOCK = {"cpu": 1 << 17}
 _BLOCK_ELSEWHERE = 1 << 22
 
 
@@ -34,7 +34,8 @@ def blocks(
     if shape.numel() == 0:
         return
     if all(t is None or t.is_contiguous() for t in tensors):
-        tensors, dim, length = [None if t is None else t.view(-1) for t in tensors], 0, shape.numel()
+        tensors = [None if t is None else t.view(-1) for t in tensors]
+        dim, length = 0, shape.numel()
     else:
         dim = next(d for d, size in enumerate(shape) if size > 1)
         length = shape[dim]
@@ -74,13 +75,10 @@ def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.
         value = shown + extra.float()
         return torch.where(_same_bits(value.to(param.dtype), param), value, shown)
     if mode == "split":
-        high = param.contiguous().view(torch.int16).to(torch.int32)
-        low = extra.to(torch.int32)
-        # No value rounds to these pairs: the remainder belongs to one since overwritten.
-        stale = ((shown == 0) & (low < 0)) | (torch.isinf(shown) & (low > 0))
-        low = torch.where(stale, 0, low)
-        bits = ((high - (low < 0).to(torch.int32)) << 16) | (low & 0xFFFF)
-        return bits.view(torch.float32)
+        high = param.contiguous().view(torch.int16).to(torch.int32) << 16
+        value = (high + extra).view(torch.float32)
+        # No float rounds to such a pair: the remainder belongs to a value since overwritten.
+        return torch.where(torch.isnan(value), shown, value)
     if mode == "master":
         return torch.where(_same_bits(round_master(extra, param.dtype), param), extra, shown)
     return shown
@@ -102,10 +100,8 @@ def encode_(
         r = draw.halves(rounding.PARAM_STREAM, first, param)
         param.copy_(rounding.round_stochastic(value, param.dtype, r))
     elif mode == "kahan":
-        rounded = value.to(param.dtype)
-        lost = value - rounded.float()
-        extra.copy_(torch.where(torch.isfinite(rounded), lost, 0.0))
-        param.copy_(rounded)
+        param.copy_(value)
+        extra.copy_(_compensation(param, value))
     elif mode == "split":
         extra.copy_(rounding.bits_of(value).to(torch.int16))
         param.copy_(rounding.round_half_away(value))
@@ -114,6 +110,18 @@ def encode_(
         param.copy_(round_master(value, param.dtype))
     else:
         param.copy_(value)
+
+
+def _compensation(shown: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return what the 16-bit parameter ``shown`` lacks of ``value``, as far as 16 bits hold it.
+
+    The compensation may round up to half an ulp of the parameter, a tie that decoding would take
+    for an external write. It is then the next value towards zero.
+    """
+    lost = (value - shown.float()).to(shown.dtype)
+    lost = torch.where(torch.isfinite(shown), lost, 0.0)
+    tie = ~_same_bits((shown.float() + lost.float()).to(shown.dtype), shown) & (lost != 0)
+    return (lost.view(torch.int16) - tie.to(torch.int16)).view(shown.dtype)
 
 
 def round_master(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -64,6 +64,9 @@ def adamw_(bucket) -> None:
 
 def _step_row(row, entries: list, amsgrad: bool) -> None:
     params = [entry.param for entry in entries]
+    exp_avgs = [entry.exp_avg for entry in entries]
+    exp_avg_sqs = [entry.exp_avg_sq for entry in entries]
+    maxima = [entry.max_exp_avg_sq for entry in entries] if amsgrad else []
     # step_size*m / (sqrt(v)*denom_scale + eps), divided through by denom_scale.
     lr = row.step_size / row.denom_scale
     l2 = row.l2 != 0.0
@@ -72,9 +75,9 @@ def _step_row(row, entries: list, amsgrad: bool) -> None:
         torch.ops.aten._fused_adam_.default if l2 else torch.ops.aten._fused_adamw_.default,
         params,
         [entry.grad for entry in entries],
-        [entry.exp_avg for entry in entries],
-        [entry.exp_avg_sq for entry in entries],
-        [entry.max_exp_avg_sq for entry in entries] if amsgrad else [],
+        exp_avgs,
+        exp_avg_sqs,
+        maxima,
         lr=lr,
         beta1=1.0 - row.omb1,
         beta2=row.b2,
@@ -84,6 +87,8 @@ def _step_row(row, entries: list, amsgrad: bool) -> None:
     )
     if row.decay_after != 1.0:
         torch._foreach_mul_(params, row.decay_after)
+    for tensors in (params, exp_avgs, exp_avg_sqs, maxima):
+        _count_write(tensors)
 
 
 def _run(
@@ -116,6 +121,15 @@ def _run(
         amsgrad=bool(max_exp_avg_sqs),
         maximize=maximize,
     )
+
+
+def _count_write(tensors: list) -> None:
+    """Tell autograd that ``tensors`` were written to, which the operators do not."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except (RuntimeError, TypeError):  # older torch takes one at a time
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _row_fits(row) -> bool:

@@ -1,0 +1,57 @@
+"""The README's table of bytes per parameter, against the state that optimizers really keep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_optim
+from fused_optim import torch_compat
+
+README = Path(__file__).parent.parent / "README.md"
+CLASSES = {
+    "torch.optim.AdamW": torch.optim.AdamW,
+    "torch_compat.AdamW": torch_compat.AdamW,
+    "AdamW": fused_optim.AdamW,
+    "Adafactor": fused_optim.Adafactor,
+}
+DTYPES = {"None": None, "torch.bfloat16": torch.bfloat16, "torch.float32": torch.float32}
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    block = README.read_text().split("<!-- bytes:begin -->")[1].split("<!-- bytes:end -->")[0]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in block.strip().splitlines()]
+    return [(name, mode.strip("`"), dtype.strip("`"), n) for name, mode, dtype, n, _ in cells[2:]]
+
+
+def bytes_per_parameter(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> float:
+    state = (v for v in optimizer.state[param].values() if isinstance(v, torch.Tensor))
+    total = sum(t.numel() * t.element_size() for t in (param, *state))
+    return total / param.numel()
+
+
+@pytest.mark.parametrize(("name", "mode", "dtype", "expected"), table(), ids="-".join)
+def test_readme_counts_right(name: str, mode: str, dtype: str, expected: str) -> None:
+    cls, beta1, default = re.fullmatch(r"`([\w.]+)(\(beta1=0\.9\))?`( \(default\))?", name).groups()
+    kwargs = {"beta1": 0.9} if beta1 else {}
+    if mode and not default:
+        kwargs |= {"low_precision": mode, "state_dtype": DTYPES[dtype]}
+    param = torch.nn.Parameter(torch.ones(256, 256, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    optimizer = CLASSES[cls](params=[param], **kwargs)
+    optimizer.step()
+    assert int(expected) <= bytes_per_parameter(optimizer, param) < int(expected) + 0.1
+
+
+DEFAULTS = [row[:3] for row in table() if row[0].endswith("(default)")]
+
+
+@pytest.mark.parametrize(("name", "mode", "dtype"), DEFAULTS, ids="-".join)
+def test_readme_names_the_defaults(name: str, mode: str, dtype: str) -> None:
+    param = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    group = CLASSES[name.split("`")[1]]([param]).param_groups[0]
+    shown = "split" if group["low_precision"] == "auto" else group["low_precision"]
+    assert (shown, group["state_dtype"]) == (mode, DTYPES[dtype])
