@@ -7,12 +7,14 @@ It does no tensor arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 
-from fused_optim import dispatch, loading, precision, state, validation
-from fused_optim.launch import Bucket, BucketKey, Launch, Row, TensorEntry
+from fused_optim import dispatch, loading, plan_records, precision, state, validation
+from fused_optim.launch import STATE_FIELDS, Bucket, BucketKey, Launch, Row, TensorEntry
+from fused_optim.plan import Plan
+from fused_optim.steady import Steady, increment_versions
 
 # Private to torch, so optional: it keeps torch.compile from tracing into a function.
 _disable_dynamo = getattr(torch, "_disable_dynamo", lambda function: function)
@@ -68,6 +70,9 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     grad_norm: torch.Tensor | None = None
     fused_unscale: bool = False
+    # Tables of the last step, and what it takes to see that they still hold. Never saved.
+    _plans: dict[tuple[BucketKey, str], Plan] | None = None
+    _steady: Steady | None = None
 
     def __init__(
         self,
@@ -107,7 +112,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _state_spec(
         self, group: dict[str, Any], param: torch.Tensor
     ) -> tuple[state.StateTensor, ...]:
-        """Return the state of a parameter, bar what its precision mode adds."""
+        """Return the state of a parameter, bar what its precision mode adds.
+
+        It may depend on the parameter's dtype and on whether it has two dimensions.
+        """
         raise NotImplementedError
 
     def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> Row:
@@ -117,6 +125,16 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
         """Return what else than group and step count a parameter's scalars depend on."""
         return None
+
+    def _structure(self, group: dict[str, Any]) -> Hashable:
+        """Return what of a group decides on buckets, state and row variants."""
+        return (
+            group["low_precision"],
+            group["state_dtype"],
+            group["capturable"],
+            group.get("amsgrad", False),
+            group.get("beta1") is None,
+        )
 
     def _prepare_step(self) -> None:
         """Do what comes before each step that updates something."""
@@ -145,11 +163,19 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _run(self, op: str, launches: list[tuple[Bucket, Launch]]) -> list:
         """Run one op on every bucket and return what it returned."""
-        results = []
-        for bucket, launch in launches:
-            backend = dispatch.choose(self.backend, self._updates[-1], bucket.key.device)
-            results.append(getattr(dispatch.load(backend), op)(bucket, launch))
-        return results
+        return [self._run_one(op, bucket, launch) for bucket, launch in launches]
+
+    def _run_one(self, op: str, bucket: Bucket, launch: Launch) -> Any:
+        try:
+            return getattr(dispatch.load(bucket.backend), op)(bucket, launch)
+        except OSError as error:
+            # Triton's cache is a folder, and may fail like one: before anything ran, and, as an
+            # update's kernels are compiled together, before anything of this update did.
+            if bucket.backend != "triton" or not bucket.entries:
+                raise
+            dispatch.give_up("triton", error)
+            bucket.backend, bucket.plan = "eager", None
+            return getattr(dispatch.load("eager"), op)(bucket, launch)
 
     # torch's contract.
 
@@ -163,18 +189,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        given, param_group = param_group, dict(param_group)
         if not isinstance(param_group["params"], (torch.Tensor, set)):
             param_group["params"] = list(param_group["params"])
             validation.check_params(param_group["params"])
-        given = set(param_group)
         super().add_param_group(param_group)
         try:
             self._validate(len(self.param_groups) - 1)
         except Exception:
             self.param_groups.pop()
-            for key in set(param_group) - given:
-                del param_group[key]
             raise
+        given.update(param_group)
+        self.param_groups[-1] = given  # as torch, which adds the very dict it is given
 
     def _validate(self, group_index: int) -> None:
         group = self.param_groups[group_index]
@@ -224,29 +250,49 @@ class FusedOptimizer(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item() != 0:
             return loss
+        steady = self._steady.advance(self) if self._steady else None
+        if steady is not None:
+            buckets, written = steady
+            self._run_step(buckets)
+            increment_versions(written)
+            return loss
+        self._steady = None
         pending = list(self._parameters_with_gradients())
-        for group_index, index, param, _, _ in pending:
-            self._ensure_state(self.param_groups[group_index], param, index)
+        kinds = self._kinds([(group_index, param) for group_index, _, param, _, _ in pending])
+        for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
+            state.ensure(param, self.state[param], kind.spec)
         if pending:
             self._prepare_step()
-        launches = [(bucket, self._launch(bucket.key.device)) for bucket in self._buckets(pending)]
+        buckets = self._buckets(pending, kinds)
+        self._run_step(buckets)
+        for bucket in buckets:
+            if bucket.plan is not None:
+                increment_versions(bucket.written())
+        self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
+        if pending and Steady.holds_for(pending):
+            self._steady = Steady(self, pending, kinds, buckets)
+        return loss
+
+    def _run_step(self, buckets: list[Bucket]) -> None:
+        """Run the ops of a step on its buckets."""
+        launches = [(bucket, self._launch(bucket.key.device)) for bucket in buckets]
         sums = self._run(self._statistics, launches) if self._statistics else None
         self._clip(launches, sums)
         for op in self._updates:
             self._run(op, launches)
-        return loss
 
     def init_state(self) -> None:
         """Create the state of every parameter now, so that a lack of memory shows at once."""
-        for group in self.param_groups:
-            for index, param in enumerate(group["params"]):
-                self._ensure_state(group, param, index)
+        numbered = enumerate(self.param_groups)
+        params = [(index, param) for index, group in numbered for param in group["params"]]
+        for (_, param), kind in zip(params, self._kinds(params), strict=True):
+            state.ensure(param, self.state[param], kind.spec)
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch does; dtypes of the groups are given by name."""
         result = super().state_dict()
-        for group in result["param_groups"]:
+        for group in result.get("param_groups", ()):  # a hook may have removed them
             if isinstance(group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
         return result
@@ -277,7 +323,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch adds it to the defaults of any optimizer
+                    group.setdefault(name, value)
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Return a loaded group in this optimizer's vocabulary."""
@@ -309,10 +356,26 @@ class FusedOptimizer(torch.optim.Optimizer):
                     validation.check_gradient(grad, param, type(self).__name__, where)
                 yield group_index, index, param, grad, number
 
-    def _ensure_state(self, group: dict[str, Any], param: torch.Tensor, index: int) -> None:
-        mode = precision.resolve_mode(group["low_precision"], param.dtype)
-        spec = self._state_spec(group, param) + state.extra_tensor(mode, param.dtype)
-        state.ensure(param, self.state[param], spec)
+    def _kinds(self, params: list[tuple[int, torch.Tensor]]) -> list[_Kind]:
+        """Return what decides on the state and bucket of each (group index, parameter)."""
+        known: dict[Hashable, _Kind] = {}
+        kinds = []
+        for group_index, param in params:
+            device, dtype = param.device, param.dtype
+            alike = (group_index, device, dtype, param.dim() < 2)
+            kind = known.get(alike)
+            if kind is None:
+                group = self.param_groups[group_index]
+                mode = precision.resolve_mode(group["low_precision"], dtype)
+                amsgrad = group.get("amsgrad", False)
+                key = BucketKey(self._family, device, dtype, mode, amsgrad, group["capturable"])
+                spec = self._state_spec(group, param) + state.extra_tensor(mode, dtype)
+                backend = dispatch.choose(self.backend, self._updates[-1], device, dtype)
+                by_field = {tensor.field: tensor.key for tensor in spec}
+                keys = tuple(by_field.get(field) for field in STATE_FIELDS)
+                kind = known[alike] = _Kind(key, spec, keys, backend)
+            kinds.append(kind)
+        return kinds
 
     def _launch(self, device: torch.device) -> Launch:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -322,33 +385,44 @@ class FusedOptimizer(torch.optim.Optimizer):
             seed=self.seed,
         )
 
-    def _buckets(self, pending: list) -> list[Bucket]:
+    def _buckets(self, pending: list, kinds: list[_Kind]) -> list[Bucket]:
         """Advance the step counts of the pending parameters and sort them into buckets."""
-        buckets: dict[BucketKey, Bucket] = {}
-        for group_index, index, param, grad, number in pending:
+        buckets: dict[tuple[BucketKey, str], Bucket] = {}
+        for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
             group, param_state = self.param_groups[group_index], self.state[param]
-            mode = precision.resolve_mode(group["low_precision"], param.dtype)
-            key = BucketKey(
-                self._family,
-                param.device,
-                param.dtype,
-                mode,
-                group.get("amsgrad", False),
-                group["capturable"],
-            )
-            bucket = buckets.get(key)
-            if bucket is None:
-                bucket = buckets[key] = Bucket(key)
+            entry = TensorEntry(param, grad, 0, number, *map(param_state.get, kind.keys))
+            bucket = self._bucket_of(buckets, kind, entry)
             param_state["step"] = step = param_state["step"] + 1
-            variant = self._row_variant(group, index, param)
-            row = bucket.row_index.get((group_index, step, variant))
+            row_key = (group_index, step, self._row_variant(group, index, param))
+            row = bucket.row_index.get(row_key)
             if row is None:
-                row = bucket.row_index[group_index, step, variant] = len(bucket.rows)
-                bucket.rows.append(self._row(group, step, variant))
-            spec = self._state_spec(group, param) + state.extra_tensor(mode, param.dtype)
-            tensors = {tensor.field: param_state[tensor.key] for tensor in spec}
-            bucket.entries.append(TensorEntry(param, grad, row, number, **tensors))
+                row = bucket.row_index[row_key] = len(bucket.rows)
+                bucket.rows.append(self._row(group, step, row_key[2]))
+            entry.row = row
+            bucket.entries.append(entry)
         return list(buckets.values())
+
+    def _bucket_of(
+        self, buckets: dict[tuple[BucketKey, str], Bucket], kind: _Kind, entry: TensorEntry
+    ) -> Bucket:
+        """Return the bucket that an entry belongs to, a new one where it is the first."""
+        key, backend = kind.key, kind.backend
+        if backend != "eager" and not plan_records.fits(entry, key):
+            backend = "eager"
+        bucket = buckets.get((key, backend))
+        if bucket is None:
+            kept = None if self._plans is None else self._plans.get((key, backend))
+            bucket = buckets[key, backend] = Bucket(key, backend=backend, kept_plan=kept)
+        return bucket
+
+
+class _Kind(NamedTuple):
+    """What parameters of a group share that agree in device, dtype and dimensionality."""
+
+    key: BucketKey
+    spec: tuple[state.StateTensor, ...]
+    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS; None is no key of any state
+    backend: str
 
 
 def _plain(param: torch.Tensor, grad: torch.Tensor) -> bool:

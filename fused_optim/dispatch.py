@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -16,14 +17,23 @@ BACKENDS = ("cuda", "triton", "eager")
 ENVIRONMENT_VARIABLE = "FUSED_OPTIM_BACKEND"
 """Names the backend that ``backend="auto"`` stands for, for a whole process."""
 
+TEST_VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
+"""For tests alone: backends that may take CPU tensors, ``triton``, ``cuda`` or ``triton,cuda``.
+
+``backend="auto"`` sends them to the first. That takes Triton's interpreter
+(``TRITON_INTERPRET=1``), or the CUDA kernels compiled for the host.
+"""
+
 _MODULES = {
     "cuda": "fused_optim.cuda",
     "triton": "fused_optim.triton_kernels",
     "eager": "fused_optim.eager",
 }
 
+_given_up: dict[str, str] = {}  # backend to reason
 
-def check_backend(requested: str, op: str) -> None:
+
+def check_backend(requested: str, op: str, device: torch.device | None = None) -> None:
     """Refuse a backend name that is unknown or can't be had on this machine.
 
     Raises:
@@ -36,7 +46,7 @@ def check_backend(requested: str, op: str) -> None:
         )
     if requested == "auto":
         return
-    reason = why_not(requested, op)
+    reason = why_not(requested, op, device)
     if reason is not None:
         raise RuntimeError(
             f"backend={requested!r} can't run {op} here: {reason}. "
@@ -44,16 +54,36 @@ def check_backend(requested: str, op: str) -> None:
         )
 
 
-def choose(requested: str, op: str, device: torch.device) -> str:
-    """Return the backend that runs ``op`` on ``device``; CPU tensors always use eager."""
-    if device.type == "cpu":
+def choose(requested: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """Return the backend that runs ``op`` on tensors of ``device`` and ``dtype``.
+
+    Float64 parameters always use eager, and so do CPU tensors (but for `TEST_VARIABLE`).
+    """
+    if dtype is torch.float64:
         return "eager"
+    if device.type == "cpu":
+        tested = _tested()
+        return tested[0] if requested == "auto" else requested if requested in tested else "eager"
     if requested == "auto":
         requested = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     if requested != "auto":
-        check_backend(requested, op)
+        if requested in _given_up:
+            return "eager"
+        check_backend(requested, op, device)
         return requested
-    return next(name for name in BACKENDS if why_not(name, op) is None)
+    return next(name for name in BACKENDS if why_not(name, op, device) is None)
+
+
+def give_up(backend: str, reason: object) -> None:
+    """Use eager instead of ``backend`` from now on, and say so once."""
+    if backend not in _given_up:
+        _given_up[backend] = f"it failed before: {reason}"
+        warnings.warn(
+            f"the {backend} backend failed and nothing was changed ({reason}); this and later "
+            "steps run on the eager backend, which is slower",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def load(backend: str) -> ModuleType:
@@ -61,14 +91,44 @@ def load(backend: str) -> ModuleType:
     return importlib.import_module(_MODULES[backend])
 
 
-@functools.cache
-def why_not(backend: str, op: str) -> str | None:
-    """Return why ``backend`` can't run ``op`` on this machine, or None if it can."""
+def why_not(backend: str, op: str, device: torch.device | None = None) -> str | None:
+    """Return why ``backend`` can't run ``op`` on this machine, or None if it can.
+
+    Args:
+        backend: one of `BACKENDS`.
+        op: the op's name.
+        device: a CUDA device; torch's current one if None.
+    """
     if backend == "eager":
         return None
+    if backend in _given_up:
+        return _given_up[backend]
+    tested = backend in _tested()
+    reason = _why_not(backend, op, tested)
+    if reason is None and backend == "cuda" and not tested:
+        index = None if device is None else device.index
+        reason = _why_not_on(torch.cuda.current_device() if index is None else index)
+    return reason
+
+
+@functools.cache
+def _why_not_on(device: int) -> str | None:
+    """Return why the CUDA kernels can't run on a device, or None; a reason is also warned of."""
+    reason = load("cuda").why_not(device)
+    if reason is not None:
+        warnings.warn(
+            f"the cuda backend can't run here, and a slower one does: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return reason
+
+
+@functools.cache
+def _why_not(backend: str, op: str, tested: bool) -> str | None:
     if importlib.util.find_spec(_MODULES[backend]) is None:
         return f"this installation of fused_optim has no {backend} kernels"
-    if not torch.cuda.is_available():
+    if not (tested or torch.cuda.is_available() or _has_xpu(backend)):
         return "torch sees no GPU"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
@@ -79,3 +139,11 @@ def why_not(backend: str, op: str) -> str | None:
     if not hasattr(module, op):
         return f"this version of fused_optim has no {backend} kernel for {op}"
     return None
+
+
+def _tested() -> list[str]:
+    return os.environ.get(TEST_VARIABLE, "eager").split(",")
+
+
+def _has_xpu(backend: str) -> bool:
+    return backend == "triton" and hasattr(torch, "xpu") and torch.xpu.is_available()

@@ -6,11 +6,14 @@ The words are those of docs/kernel_contract.md.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fused_optim.tables import AccumulateRow, AdafactorRow, AdamWRow
+
+if TYPE_CHECKING:
+    from fused_optim.plan import Counts, Plan, Tables
 
 Row = AdamWRow | AdafactorRow | AccumulateRow
 
@@ -41,6 +44,10 @@ class TensorEntry:
     rms: torch.Tensor | None = None  # Adafactor: [] of the parameter
 
 
+STATE_FIELDS = tuple(field.name for field in dataclasses.fields(TensorEntry))[4:]
+"""The fields of an entry that hold state, in order."""
+
+
 @dataclasses.dataclass(slots=True)
 class Bucket:
     """The tensors that one launch serves, and the scalars their rows select."""
@@ -50,6 +57,27 @@ class Bucket:
     rows: list[Row] = dataclasses.field(default_factory=list)
     row_index: dict[Any, int] = dataclasses.field(default_factory=dict)
     scratch: Any = None  # what a backend keeps between the ops of one step
+    backend: str = "eager"
+    kept_plan: Plan | None = None  # tables of an earlier step, to be brought up to date
+    plan: Plan | None = None  # tables of this step, once they are packed
+
+    def tables(self, launch: Launch, scratch_size: Counts | None = None) -> Tables:
+        """Return what `fused_optim.plan.tables_for` does; backends need not import it."""
+        from fused_optim.plan import tables_for
+
+        return tables_for(self, launch, scratch_size)
+
+    def written(self) -> list[torch.Tensor]:
+        """Return every tensor that an update of this bucket writes to."""
+        return [
+            tensor
+            for entry in self.entries
+            for tensor in (
+                *(entry.param, entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq),
+                *(entry.extra, entry.rms),
+            )
+            if tensor is not None
+        ]
 
 
 @dataclasses.dataclass(slots=True)

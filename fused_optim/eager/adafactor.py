@@ -114,6 +114,8 @@ def _work(bucket, entry) -> _Work:
     ndim = entry.grad.dim()
     tensors = [_as_matrices(t, ndim) for t in (entry.param, entry.grad, entry.exp_avg, entry.extra)]
     batch, rows, cols = tensors[1].shape
+    if entry.max_exp_avg_sq is None:  # not factored: the total alone
+        rows = cols = 0
     sums = [
         torch.zeros(shape, dtype=torch.float64, device=bucket.key.device)
         for shape in ((batch, rows), (batch, cols), (), (), ())
@@ -134,8 +136,8 @@ def _as_matrices(tensor: torch.Tensor | None, ndim: int) -> torch.Tensor | None:
     if tensor is None:
         return None
     if ndim < 2:
-        return tensor.contiguous().view(1, 1, -1)
-    return tensor.contiguous().view(tensor.shape[:-2].numel(), *tensor.shape[-2:])
+        return tensor.reshape(1, 1, -1)
+    return tensor.reshape(tensor.shape[:-2].numel(), *tensor.shape[-2:])
 
 
 def _tiles(matrices: torch.Tensor) -> Iterator[tuple[int, Tile]]:
@@ -220,17 +222,17 @@ def _apply_(work: _Work, mode: str, draw: Draw) -> None:
         decay = (1.0 - alpha * row.decay_alpha) * decay
     for first, at in _tiles(work.param):
         u, by_row = _update(work, at)
-        factor = scale * by_row  # [F8]
+        u.mul_(scale * by_row)  # [F8]
         if work.exp_avg is not None:
             exp_avg = work.exp_avg[at]
-            m = exp_avg.to(u.dtype).mul_(row.b1).addcmul_(u, factor, value=row.omb1)
+            m = exp_avg.to(u.dtype).mul_(row.b1).add_(u, alpha=row.omb1)
             store_moment_(exp_avg, m, rounding.MOMENT_STREAMS[0], draw, first)
-            u, factor = m, torch.ones_like(scale)
+            u = m
         param, extra = work.param[at], None if work.extra is None else work.extra[at]
         value = decode(param, extra, mode)
         if isinstance(decay, torch.Tensor) or decay != 1.0:
             value.mul_(decay)  # [F9]
-        value.addcmul_(u.add(0.0), factor, value=-1.0)  # [F10]
+        value.sub_(u.add(0.0))  # [F10]
         encode_(param, extra, value, mode, draw, first)
     entry = work.entry
     for original, matrices in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from operator import attrgetter
 
 import torch
 
@@ -20,6 +21,8 @@ _SCHEMA = (
 # The operators correct the bias by 1 - beta^step, which is 1 at this step count. The row's scalars
 # hold the correction already.
 _UNCORRECTED_STEP = 1e30
+
+_dtype = attrgetter("dtype")
 
 
 @functools.cache
@@ -47,7 +50,7 @@ def covers(bucket, launch) -> bool:
         and launch.clip is None
         and launch.grad_scale is None
         and all(_row_fits(row) for row in bucket.rows)
-        and all(_entry_fits(entry) for entry in bucket.entries)
+        and _entries_fit(bucket.entries)
         and available()
     )
 
@@ -70,7 +73,7 @@ def _step_row(row, entries: list, amsgrad: bool) -> None:
     # step_size*m / (sqrt(v)*denom_scale + eps), divided through by denom_scale.
     lr = row.step_size / row.denom_scale
     l2 = row.l2 != 0.0
-    decay = 0.0 if lr == 0.0 else (1.0 - row.decay_before) / lr
+    decay = (1.0 - row.decay_before) / lr
     _run(
         torch.ops.aten._fused_adam_.default if l2 else torch.ops.aten._fused_adamw_.default,
         params,
@@ -133,13 +136,19 @@ def _count_write(tensors: list) -> None:
 
 
 def _row_fits(row) -> bool:
-    # The operators have either L2 or decoupled decay, and apply the latter through lr.
-    decays_alone = row.decay_before == 1.0 or (row.l2 == 0.0 and row.step_size != 0.0)
-    return decays_alone and row.clip_value == math.inf and abs(row.grad_mul) == 1.0
+    # The operators have either L2 or decoupled decay, and apply the latter through lr. Where that
+    # is 0, they would turn a parameter of -0 into +0.
+    decays_alone = row.decay_before == 1.0 or row.l2 == 0.0
+    plain_gradient = row.clip_value == math.inf and abs(row.grad_mul) == 1.0
+    return decays_alone and plain_gradient and row.step_size != 0.0
 
 
-def _entry_fits(entry) -> bool:
-    tensors = [entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq]
-    if entry.max_exp_avg_sq is not None:
-        tensors.append(entry.max_exp_avg_sq)
-    return all(t.dtype is torch.float32 and t.is_contiguous() for t in tensors)
+def _entries_fit(entries: list) -> bool:
+    """Return whether all tensors are contiguous float32, by calls that loop in C."""
+    for field in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        tensors = [t for t in map(attrgetter(field), entries) if t is not None]
+        if not set(map(_dtype, tensors)) <= {torch.float32}:
+            return False
+        if not all(map(torch.Tensor.is_contiguous, tensors)):
+            return False
+    return True

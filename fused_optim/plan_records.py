@@ -1,0 +1,131 @@
+"""Packing a bucket's entries and rows into the words that docs/kernel_contract.md says."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+import torch
+
+from fused_optim import plan_layout
+from fused_optim.launch import Bucket, BucketKey, TensorEntry
+from fused_optim.precision import DTYPE_TAGS
+from fused_optim.tables import RECORD_SIZE, AdafactorRow, AdamWRow
+
+_ALIGNED = 1
+_VECTOR_BYTES = 16
+_LARGEST_FLOAT32 = 3.4028235677973366e38  # half an ulp beyond it, doubles round to infinity
+
+_ROW_FORMAT = {AdamWRow: struct.Struct("=11fI16x"), AdafactorRow: struct.Struct("=13fII4x")}
+_ACCUMULATE_FORMAT = struct.Struct("=f60x")
+
+
+@dataclasses.dataclass(slots=True)
+class Packed:
+    """A bucket's records on the host.
+
+    Attributes:
+        records: ``[tensors, 24]`` int64; the ``layout`` and ``scratch`` fields are 0 as yet.
+        blocks: the layout blocks.
+        block_of: for each layout block, the record that it belongs to.
+        aligned_but_grad: ``[tensors]``, 1 where only the gradient's address may rule out vectors.
+    """
+
+    records: torch.Tensor
+    blocks: list[list[int]]
+    block_of: list[int]
+    aligned_but_grad: torch.Tensor
+
+
+def per_element(entry: TensorEntry, op: str) -> list[torch.Tensor | None]:
+    """Return the tensors of fields 0 to 5 that have one element for each of the parameter's."""
+    moments = [entry.exp_avg_sq, entry.max_exp_avg_sq] if op == "adamw" else [None, None]
+    return [entry.param, entry.grad, entry.exp_avg, *moments, entry.extra]
+
+
+def order_matters(entry: TensorEntry, op: str, mode: str) -> bool:
+    """Return whether results depend on which logical element a kernel takes a value for."""
+    moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
+    rounds = any(t is not None and t.dtype is torch.bfloat16 for t in moments)
+    return rounds or mode == "stochastic" or (op == "adafactor" and entry.param.dim() > 1)
+
+
+def fits(entry: TensorEntry, key: BucketKey) -> bool:
+    """Return whether an entry can be recorded: it needs no more dimensions than a block has."""
+    if entry.param.dim() <= plan_layout.MAX_DIMS:
+        return True
+    tensors = per_element(entry, key.op)
+    ordered = order_matters(entry, key.op, key.mode)
+    return (
+        plan_layout.walks_memory(tensors, ordered=ordered) or plan_layout.block(tensors) is not None
+    )
+
+
+def pack(bucket: Bucket) -> Packed:
+    """Return the records of a bucket's entries.
+
+    Raises:
+        ValueError: a tensor needs a layout block of more than 8 dimensions.
+    """
+    rows, blocks, block_of, aligned = [], [], [], []
+    op, mode = bucket.key.op, bucket.key.mode
+    for index, entry in enumerate(bucket.entries):
+        tensors = per_element(entry, op)
+        ordered = order_matters(entry, op, mode)
+        walks = entry.param.numel() == 0 or plan_layout.walks_memory(tensors, ordered=ordered)
+        if not walks:
+            block = plan_layout.block(tensors)
+            if block is None:
+                raise ValueError("a tensor has too many dimensions for a layout block")
+            blocks.append(block)
+            block_of.append(index)
+        record = _record(entry, op)
+        others = [record[0], *record[2:6]]
+        aligned.append(int(walks and all(a % _VECTOR_BYTES == 0 for a in others)))
+        record[15] = _ALIGNED * (aligned[-1] and record[1] % _VECTOR_BYTES == 0)
+        rows.append(record)
+    records = torch.tensor(rows, dtype=torch.int64).view(-1, RECORD_SIZE)
+    return Packed(records, blocks, block_of, torch.tensor(aligned, dtype=torch.int64))
+
+
+def pack_rows(rows: list) -> bytes:
+    """Return rows as 16 words each: float32, rounded once from the doubles, and uint32."""
+    return b"".join(map(_packed_row, rows))
+
+
+def matrix_shape(shape: torch.Size) -> tuple[int, int, int]:
+    """Return the (batch, rows, cols) that Adafactor sees a parameter as."""
+    if len(shape) < 2:
+        return 1, 1, shape.numel()
+    return shape[:-2].numel(), shape[-2], shape[-1]
+
+
+def _record(entry: TensorEntry, op: str) -> list[int]:
+    param, numel = entry.param, entry.param.numel()
+    moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
+    tensors = (param, entry.grad, *moments, entry.extra, entry.rms)
+    batch, rows, cols = matrix_shape(param.shape) if op == "adafactor" else (1, 1, numel)
+    return [
+        *(0 if t is None else t.data_ptr() for t in tensors),
+        *(0, numel, 0, entry.row, entry.number),  # layout, numel, first_element, row, number
+        DTYPE_TAGS[entry.grad.dtype],
+        *(0 if t is None else DTYPE_TAGS[t.dtype] for t in moments[:2]),
+        *(0, batch, rows, cols, 0),  # flags, shape, scratch
+        *(numel, rows, cols, 0),
+    ]
+
+
+def _packed_row(row) -> bytes:
+    if type(row) not in _ROW_FORMAT:
+        return _ACCUMULATE_FORMAT.pack(row.grad_mul)
+    values = dataclasses.astuple(row)
+    if isinstance(row, AdamWRow):
+        floats, words = values[:11], values[11:]
+    else:
+        floats, words = values[:13], values[13:]
+    words = [word & 0xFFFFFFFF for word in words]
+    try:
+        return _ROW_FORMAT[type(row)].pack(*floats, *words)
+    except OverflowError:  # struct refuses what a conversion would round to infinity
+        floats = [float("inf") * x if _LARGEST_FLOAT32 <= abs(x) else x for x in floats]
+        return _ROW_FORMAT[type(row)].pack(*floats, *words)

@@ -1,0 +1,234 @@
+"""The steady state: a step whose tensors are those of the step before.
+
+Walking a thousand parameters in Python costs milliseconds, so what a step found out is kept: as
+identities and addresses, with weak references at most. The next step compares, by calls that loop
+in C, and where all is as it was, kernels need but new gradient addresses and rows, and eager its
+entries. Any difference, however small, sends it the long way, which also finds the right words for
+errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Hashable, Sequence
+from itertools import compress, repeat
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+
+from fused_optim.launch import Bucket, BucketKey, TensorEntry
+
+_data_ptr = torch.Tensor.data_ptr
+_is_contiguous = torch.Tensor.is_contiguous
+_numel = torch.Tensor.numel
+_stride = torch.Tensor.stride
+_dtype = attrgetter("dtype")
+_device = attrgetter("device")
+_shape = attrgetter("shape")
+
+
+def increment_versions(tensors: list[torch.Tensor]) -> None:
+    """Tell autograd that tensors were written to, which a kernel given addresses does not."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except (
+        TypeError,
+        RuntimeError,
+    ):  # an older torch, which takes one; inference tensors have none
+        for tensor in tensors:
+            if not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
+
+
+@dataclasses.dataclass(slots=True)
+class _KnownGroup:
+    structure: Hashable
+    params: list[int]  # their ids
+
+
+@dataclasses.dataclass(slots=True)
+class _KnownBucket:
+    key: BucketKey
+    backend: str
+    plan: Any
+    members: list[int]  # indices into the updated parameters
+    rows: list[tuple[int, int, Hashable]]  # (group index, step, variant)
+    entries: list[tuple]  # eager: (row, number, keys of the state) of each member
+
+
+class Steady:
+    """What the last step found, to be compared with what the next one finds."""
+
+    def __init__(self, optimizer, pending: list, kinds: list, buckets: list[Bucket]) -> None:
+        params = [param for _, _, param, _, _ in pending]
+        grads = [grad for _, _, _, grad, _ in pending]
+        number_of = {id(param): i for i, param in enumerate(params)}
+        self._groups = [
+            _KnownGroup(optimizer._structure(group), list(map(id, group["params"])))
+            for group in optimizer.param_groups
+        ]
+        ids = set(number_of)
+        every = [i for known in self._groups for i in known.params]
+        self._selected = None if len(every) == len(params) else [i in ids for i in every]
+        self._params = list(map(_data_ptr, params))
+        self._param_dtypes = list(map(_dtype, params))
+        self._grads = list(map(_data_ptr, grads))
+        self._grad_dtypes = list(map(_dtype, grads))
+        self._numels = list(map(_numel, grads))
+        contiguous = all(map(_is_contiguous, grads))
+        self._strides = None if contiguous else list(map(_stride, grads))
+        states = [optimizer.state[param] for param in params]
+        self._steps = [state["step"] for state in states]
+        self._columns = _state_columns(states)
+        self._buckets = [
+            _KnownBucket(
+                bucket.key,
+                bucket.backend,
+                bucket.plan,
+                members := [number_of[id(entry.param)] for entry in bucket.entries],
+                list(bucket.row_index),
+                [
+                    (entry.row, entry.number, kinds[i].keys)
+                    for i, entry in zip(members, bucket.entries, strict=True)
+                    if bucket.plan is None
+                ],
+            )
+            for bucket in buckets
+        ]
+
+    @staticmethod
+    def holds_for(pending: list) -> bool:
+        """Return whether a step may be remembered: all its tensors are plain ones."""
+        plain = (torch.nn.Parameter, torch.Tensor)
+        return all(type(param) in plain for _, _, param, _, _ in pending)
+
+    def advance(self, optimizer) -> tuple[list[Bucket], list[torch.Tensor]] | None:
+        """Return this step's buckets, and the tensors whose versions are left to increment.
+
+        Step counts are advanced. None if anything is not as it was; then nothing was changed.
+        """
+        try:
+            found = self._unchanged(optimizer)
+        except (TypeError, RuntimeError, AttributeError, KeyError):
+            return None  # a gradient or state that is missing, sparse or no tensor
+        if found is None:
+            return None
+        params, grads, states, written = found
+        optimizer._prepare_step()
+        self._steps = steps = [step + 1 for step in self._steps]
+        for state, step in zip(states, steps, strict=True):
+            state["step"] = step
+        buckets = [self._bucket(optimizer, known) for known in self._buckets]
+        for bucket, known in zip(buckets, self._buckets, strict=True):
+            if known.plan is None:
+                bucket.entries = [
+                    TensorEntry(params[i], grads[i], row, number, *map(states[i].get, keys))
+                    for i, (row, number, keys) in zip(known.members, known.entries, strict=True)
+                ]
+        return buckets, written
+
+    def _bucket(self, optimizer, known: _KnownBucket) -> Bucket:
+        known.rows = [(group, step + 1, variant) for group, step, variant in known.rows]
+        rows = [
+            optimizer._row(optimizer.param_groups[group], step, variant)
+            for group, step, variant in known.rows
+        ]
+        if known.plan is not None:
+            known.plan.set_rows(rows)
+        return Bucket(known.key, rows=rows, backend=known.backend, plan=known.plan)
+
+    def _unchanged(self, optimizer) -> tuple[list, list, list, list] | None:
+        """Return what is updated: parameters, gradients, states, and what kernels write to."""
+        params = self._found_params(optimizer)
+        if params is None:
+            return None
+        grads = [param.grad for param in params]
+        if any(map(hasattr, params, repeat("main_grad"))):
+            grads = list(map(getattr, params, repeat("main_grad"), grads))
+            grads = [p.grad if g is None else g for p, g in zip(params, grads, strict=True)]
+            for fact in (_shape, _device):
+                if list(map(fact, grads)) != list(map(fact, params)):
+                    return None
+            if list(map(_dtype, params)) != self._param_dtypes:
+                return None
+        states = list(map(optimizer.state.get, params))
+        if not (
+            list(map(_data_ptr, params)) == self._params
+            # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look.
+            and list(map(_dtype, grads)) == self._grad_dtypes
+            and list(map(_numel, grads)) == self._numels
+            and self._same_strides(grads)
+            and [state["step"] for state in states] == self._steps
+        ):
+            return None
+        written = params
+        for column in self._columns:
+            tensors = _same_tensors(states, *column)
+            if tensors is None:
+                return None
+            written = written + tensors
+        self._take_gradients(list(map(_data_ptr, grads)))
+        if all(known.plan is None for known in self._buckets):
+            written = []  # torch's own operators count what they write
+        return params, grads, states, written
+
+    def _found_params(self, optimizer) -> list[torch.Tensor] | None:
+        """Return the parameters that the last step updated, if the groups are what they were."""
+        groups = optimizer.param_groups
+        if len(groups) != len(self._groups):
+            return None
+        params: list[torch.Tensor] = []
+        for group, known in zip(groups, self._groups, strict=True):
+            here = group["params"]
+            if (
+                list(map(id, here)) != known.params
+                or optimizer._structure(group) != known.structure
+            ):
+                return None
+            params += here
+        if self._selected is None:
+            return params
+        has_grad = [_has_gradient(param) for param in params]
+        return list(compress(params, self._selected)) if has_grad == self._selected else None
+
+    def _same_strides(self, grads: Sequence[torch.Tensor]) -> bool:
+        if self._strides is None:
+            return all(map(_is_contiguous, grads))
+        return list(map(_stride, grads)) == self._strides
+
+    def _take_gradients(self, addresses: list[int]) -> None:
+        if addresses == self._grads:
+            return
+        self._grads = addresses
+        for known in self._buckets:
+            if known.plan is not None:
+                mine = [addresses[i] for i in known.members]
+                known.plan.set_gradients(torch.tensor(mine, dtype=torch.int64))
+
+
+def _has_gradient(param: torch.Tensor) -> bool:
+    return param.grad is not None or getattr(param, "main_grad", None) is not None
+
+
+def _state_columns(states: list[dict]) -> list[tuple[str, list[bool] | None, list]]:
+    """Return (key, which parameters have it, or None for all, weak references) per state tensor."""
+    columns = []
+    for key in dict.fromkeys(key for state in states for key in state):
+        values = [state.get(key) for state in states]
+        there = [isinstance(value, torch.Tensor) for value in values]
+        if any(there):
+            refs = [weakref.ref(value) for value in compress(values, there)]
+            columns.append((key, None if all(there) else there, refs))
+    return columns
+
+
+def _same_tensors(
+    states: list[dict], key: str, there: list[bool] | None, refs: list
+) -> list[torch.Tensor] | None:
+    """Return the tensors under ``key``, if they are the ones known."""
+    having = states if there is None else compress(states, there)
+    tensors, known = [state[key] for state in having], [ref() for ref in refs]
+    same = all(map(is_, tensors, known)) and not any(map(is_, known, repeat(None)))
+    return tensors if same else None
