@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -111,11 +112,17 @@ class AdamWeightDecay(AdamFamily):
         if lr is not None:
             warnings.warn("`lr` is deprecated; use `learning_rate`", FutureWarning, stacklevel=2)
             learning_rate = lr
-        _check_clips(clipnorm, clipvalue, global_clipnorm, common.get("max_grad_norm"))
-        validation.check_number(decay, "decay", low=0.0)
+        _check_keras_options(
+            common.get("max_grad_norm"),
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            decay=decay,
+        )
         self.learning_rate = learning_rate if callable(learning_rate) else None
         self.name = name
-        self.clipnorm, self.global_clipnorm, self.decay = clipnorm, global_clipnorm, decay
+        self.clipnorm, self.global_clipnorm = clipnorm, global_clipnorm
+        self.decay = decay or 0.0
         self.include_in_weight_decay = _compiled(include_in_weight_decay)
         self.exclude_from_weight_decay = _compiled(exclude_from_weight_decay)
         defaults = {
@@ -129,10 +136,8 @@ class AdamWeightDecay(AdamFamily):
         }
         super().__init__(params, defaults, **common)
 
-    def decays(self, name: str, weight_decay: float) -> bool:
-        """Return whether a parameter of this name decays."""
-        if weight_decay == 0.0:
-            return False
+    def decays(self, name: str) -> bool:
+        """Return whether a parameter of this name decays, at whatever rate its group has."""
         if any(pattern.search(name) for pattern in self.include_in_weight_decay):
             return True
         return not any(pattern.search(name) for pattern in self.exclude_from_weight_decay)
@@ -143,6 +148,8 @@ class AdamWeightDecay(AdamFamily):
         validation.check_number(group["eps"], "epsilon value", low=0.0)
         validation.check_number(group["weight_decay"], "weight_decay_rate")
         validation.check_flag(group["amsgrad"], "amsgrad")
+        if group["clipvalue"] is not None:
+            validation.check_number(group["clipvalue"], "clipvalue", low=0.0)
         has_patterns = self.include_in_weight_decay or self.exclude_from_weight_decay
         if has_patterns and group["params"] and "param_names" not in group:
             raise ValueError(
@@ -152,13 +159,20 @@ class AdamWeightDecay(AdamFamily):
 
     def _prepare_step(self) -> None:
         for group in self.param_groups:
-            if self.learning_rate is not None:
+            # A rate of 0 before the first step is not the schedule's own: with such a step and
+            # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
+            held = group["iterations"] == 0 and float(group["lr"]) == 0.0
+            if self.learning_rate is not None and not held:
                 group["lr"] = float(self.learning_rate(group["iterations"]))
             group["iterations"] += 1
 
+    def _structure(self, group: dict[str, Any]) -> Hashable:
+        patterns = (self.include_in_weight_decay, self.exclude_from_weight_decay)
+        return (super()._structure(group), *patterns)
+
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
         names = group.get("param_names")
-        return self.decays(names[index] if names else "", group["weight_decay"])
+        return self.decays(names[index] if names else "")
 
     def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdamWRow:
         # `_prepare_step` has counted this step already; Keras counts it afterwards.
@@ -256,17 +270,13 @@ def _compiled(patterns: Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(pattern) for pattern in patterns or ())
 
 
-def _check_clips(
-    clipnorm: float | None,
-    clipvalue: float | None,
-    global_clipnorm: float | None,
-    max_grad_norm: float | None,
-) -> None:
-    clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
-    for name, value in clips.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"Expected {name} >= 0, received: {value}")
-    if sum(c is not None for c in (clipnorm, global_clipnorm, max_grad_norm)) > 1:
+def _check_keras_options(max_grad_norm: float | None, **options: float | None) -> None:
+    """Check what Keras takes as keyword arguments, with its messages; None is "not given"."""
+    for name, value in options.items():
+        if value is not None and not (isinstance(value, numbers.Real) and value >= 0):
+            raise ValueError(f"Expected {name} >= 0, received: {value!r}")
+    norms = (max_grad_norm, options["clipnorm"], options["global_clipnorm"])
+    if sum(norm is not None for norm in norms) > 1:
         raise ValueError(
             "Cannot accept more than one of clipnorm, global_clipnorm and max_grad_norm; pass one"
         )

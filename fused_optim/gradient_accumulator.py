@@ -76,7 +76,7 @@ class GradientAccumulator:
             bucket = buckets.setdefault(key, Bucket(key, rows=[AccumulateRow()]))
             bucket.entries.append(TensorEntry(buffer, gradient))
         for key, bucket in buckets.items():
-            backend = dispatch.load(dispatch.choose("auto", "accumulate_", key.device))
+            backend = dispatch.load(dispatch.choose("auto", "accumulate_", key.device, key.dtype))
             backend.accumulate_(bucket, Launch())
         self._buffers = buffers
         self._step += 1

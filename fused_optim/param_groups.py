@@ -42,20 +42,20 @@ def param_groups_weight_decay(
         for p in module.parameters(recurse=False)
     }
     endings = tuple(no_decay)
+    everything = list(model.named_parameters(remove_duplicate=False))  # tied ones by each name
     for ending in endings:
-        if not any(_ends_with(name, ending) for name, _ in named):
+        if not any(_ends_with(name, ending) for name, _ in everything):
             raise ValueError(f"no_decay: no parameter of the model is named {ending!r}")
+    exempt = in_norms | {
+        id(p) for name, p in everything if any(_ends_with(name, e) for e in ("bias", *endings))
+    }
 
-    def decays(name: str, param: torch.Tensor) -> bool:
-        return (
-            param.dim() >= 2
-            and id(param) not in in_norms
-            and not any(_ends_with(name, ending) for ending in ("bias", *endings))
-        )
+    def decays(param: torch.Tensor) -> bool:
+        return param.dim() >= 2 and id(param) not in exempt
 
     groups = []
     for wanted, decay in ((True, weight_decay), (False, 0.0)):
-        chosen = [(name, p) for name, p in named if decays(name, p) is wanted]
+        chosen = [(name, p) for name, p in named if decays(p) is wanted]
         if chosen:
             names, params = map(list, zip(*chosen, strict=True))
             groups.append({"params": params, "param_names": names, "weight_decay": decay})

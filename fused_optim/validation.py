@@ -133,6 +133,8 @@ def check_common(group: dict[str, Any]) -> None:
 
 def _overlaps(tensor: torch.Tensor) -> bool:
     """Return whether two elements may share memory (exact for the strides that views produce)."""
+    if tensor.numel() == 0:
+        return False
     reach = 0
     dims = sorted((st, size) for st, size in zip(tensor.stride(), tensor.shape, strict=True))
     for stride, size in dims:

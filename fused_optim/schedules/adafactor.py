@@ -13,11 +13,11 @@ class AdafactorSchedule(LambdaLR):
     """Report the learning rates that Adafactor chose, for loops and loggers that want a scheduler.
 
     `get_lr()` and, after each `step()`, `get_last_lr()` hold one float per parameter group: the
-    rate alpha that the group's first parameter took in the optimizer's last step (with
-    `scale_parameter=True` every parameter has its own), or `initial_lr` for a group that is empty
-    or whose first parameter has not stepped yet. Gradients play no part, so the report is the same
-    after `zero_grad()`, in the middle of an accumulation, or after a step that was skipped. Reading
-    alpha back may wait for the device, once per group.
+    rate alpha that the first parameter of the group took in its last step (with
+    `scale_parameter=True` every parameter has its own; a frozen one has none, so the first that
+    moves counts), or `initial_lr` for a group where none has stepped yet. Gradients play no part,
+    so the report is the same after `zero_grad()`, in the middle of an accumulation, or after a step
+    that was skipped. Reading alpha back may wait for the device, once per group.
 
     As in transformers, the reported value is written to `group["lr"]`, which becomes `initial_lr`
     at construction; with `relative_step=True` the optimizer never uses it. A group with
