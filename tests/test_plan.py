@@ -1,0 +1,137 @@
+"""The launch plan: what it packs, what it keeps, what it uploads and what it lets go."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import pytest
+import torch
+from triton_cases import ROW, adamw_entry, key_of
+
+from fused_optim import plan_layout, plan_records
+from fused_optim.launch import Bucket, Launch, TensorEntry
+from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
+
+
+def fields(bucket: Bucket) -> list[dict[str, int]]:
+    rows = bucket.tables(Launch()).records.tolist()
+    return [dict(zip(RECORD_FIELDS, row, strict=False)) for row in rows]
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+def test_records() -> None:
+    key = key_of(torch.bfloat16, "split")
+    entry = adamw_entry(key, (3, 5), grad=torch.float64, state=torch.float16, number=7)
+    (record,) = fields(Bucket(key, [entry], [ROW]))
+    for name in ("param", "grad", "exp_avg", "exp_avg_sq", "extra"):
+        assert record[name] == getattr(entry, name).data_ptr()
+    assert record["max_exp_avg_sq"] == record["rms"] == record["layout"] == 0
+    assert (record["numel"], record["number"], record["row"]) == (15, 7, 0)
+    tags = ("grad_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    assert [record[tag] for tag in tags] == [3, 1, 0]
+    assert record["flags"] == 1
+
+
+def test_adafactor_shapes() -> None:
+    key = key_of(torch.float32, "none", op="adafactor")
+    shapes = [(), (5,), (3, 4), (2, 3, 4, 5), (0, 4)]
+    entries = [TensorEntry(torch.ones(s), torch.ones(s), exp_avg_sq=torch.ones(1)) for s in shapes]
+    found = fields(Bucket(key, entries, [AdafactorRow()]))
+    assert [(r["batch"], r["rows"], r["cols"]) for r in found] == [
+        (1, 1, 1),
+        (1, 1, 5),
+        (1, 3, 4),
+        (6, 4, 5),
+        (1, 0, 4),
+    ]
+
+
+def test_only_aligned_addresses_are_called_so() -> None:
+    key = key_of(torch.float32, "none")
+    for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
+        entry = adamw_entry(key, (8,))
+        setattr(entry, name, torch.ones(9)[1:])
+        (record,) = fields(Bucket(key, [entry], [ROW]))
+        assert (record["flags"], record["layout"]) == (0, 0)
+
+
+def test_rows_are_rounded_once() -> None:
+    row = AdamWRow(omb1=0.1, b2=1 - 1e-9, step_size=1e300, eps=1e-60, step=2**32 + 5)
+    words = plan_records.pack_rows([row, AdafactorRow(flags=5, step=9, rho=-1e39)])
+    values = struct.unpack("=11fI16x13fII4x", words)
+    assert values[4] == torch.tensor(0.1).item() and values[5] == 1.0
+    assert values[7] == math.inf and values[9] == 0.0 and values[11] == 5
+    assert values[1] == math.inf and values[13] == -math.inf and values[-2:] == (9, 5)
+
+
+def test_chunks() -> None:
+    key = key_of(torch.float32, "none")
+    entries = [adamw_entry(key, (n,)) for n in (0, 1, 1024, 1025, 0)]
+    tables = Bucket(key, entries, [ROW]).tables(Launch())
+    assert tables.chunks(1024).tolist() == [[1, 0], [2, 0], [3, 0], [3, 1]]
+    assert tables.chunks(1024) is tables.chunks(1024)
+    assert tables.chunks(2048).tolist() == [[1, 0], [2, 0], [3, 0]]
+    empty = Bucket(key, [entries[0]], [ROW]).tables(Launch())
+    assert empty.chunks(1024).shape == (0, 2)
+
+
+def test_scratch_is_laid_out_once() -> None:
+    key = key_of(torch.float32, "none", op="adafactor")
+    tensors = [torch.ones(s) for s in ((4, 3), (0,), (7,))]
+    entries = [TensorEntry(t, t, exp_avg_sq=torch.ones(1)) for t in tensors]
+    bucket = Bucket(key, entries, [AdafactorRow()])
+
+    def size(batch: int, rows: int, cols: int) -> int:
+        return rows * 40
+
+    tables = bucket.tables(Launch(), size)
+    scratch = RECORD_FIELDS.index("scratch")
+    assert tables.records[:, scratch].tolist() == [0, 160, 160]
+    assert tables.scratch_numel == 160 + 64 and tables.scratch().numel() == 224
+    assert bucket.tables(Launch(), size).scratch() is tables.scratch()
+
+
+def test_constants_stand_for_what_is_absent() -> None:
+    bucket = Bucket(key_of(torch.float32, "none"), [], [ROW])
+    tables = bucket.tables(Launch(seed=(0xFFFFFFFF << 32) | 7))
+    assert (tables.grad_scale.item(), tables.found_inf.item(), tables.clip.item()) == (1, 0, 1)
+    assert (tables.clip_stride, tables.seed_low, tables.seed_high) == (0, 7, -1)
+    clip = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    tables = bucket.tables(Launch(clip=clip, clip_per_tensor=True))
+    assert tables.clip.dtype is torch.float32 and tables.clip_stride == 1
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def test_dense_tensors_of_equal_strides_walk_memory() -> None:
+    a = torch.ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert plan_layout.walks_memory([a, a.clone(), None], ordered=False)
+    assert not plan_layout.walks_memory([a, a.clone()], ordered=True)
+    assert not plan_layout.walks_memory([a, a.contiguous()], ordered=False)
+    gaps = torch.ones(4, 8)[:, ::2]
+    assert not plan_layout.walks_memory([gaps, gaps], ordered=False)
+    row = torch.ones(1, 6).as_strided((1, 6), (99, 1))
+    assert plan_layout.walks_memory([row, torch.ones(1, 6)], ordered=True)
+
+
+def test_blocks_merge_dimensions() -> None:
+    a, b = torch.ones(2, 3, 4), torch.ones(4, 6).t().view(2, 3, 4)
+    words = plan_layout.block([a, b, None, None, None, None])
+    assert len(words) == 65
+    assert words[0] == 2 and words[1:3] == [6, 4]
+    assert words[9:11] == [4, 1] and words[17:19] == [1, 6]
+    assert words[57:59] == [4, 1]  # elements are numbered in row-major order
+
+
+def test_nine_dimensions_that_do_not_merge_need_eager() -> None:
+    key = key_of(torch.float32, "none")
+    entry = adamw_entry(key, (2,) * 9)
+    assert plan_records.fits(entry, key)
+    entry.grad = entry.grad.permute(*range(8, -1, -1))
+    assert not plan_records.fits(entry, key)
+    with pytest.raises(ValueError, match="dimensions"):
+        Bucket(key, [entry], [ROW]).tables(Launch())

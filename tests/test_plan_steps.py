@@ -1,0 +1,307 @@
+"""The launch plan from step to step: what it keeps, checks, uploads and lets go."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fused_optim
+from fused_optim import dispatch, plan_upload
+from fused_optim.launch import Bucket, Launch
+
+CPU = torch.device("cpu")
+OPS = ("adamw_", "grad_square_sums", "adafactor_statistics", "adafactor_finalise_")
+OPS += ("adafactor_update_sums", "adafactor_apply_")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list:
+    """A backend whose ops pack their tables and do nothing else; lists what they were given."""
+    calls: list = []
+
+    def op(name: str):
+        def run(bucket: Bucket, launch: Launch) -> torch.Tensor:
+            tables = bucket.tables(launch)
+            tables.chunks(1024)
+            calls.append((name, bucket.key, tables))
+            return torch.ones(len(tables.records))
+
+        return run
+
+    backend = SimpleNamespace(**{name: op(name) for name in OPS})
+    monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
+    real = dispatch.load
+    monkeypatch.setattr(dispatch, "load", lambda name: backend if name == "triton" else real(name))
+    return calls
+
+
+def params_of(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list:
+    params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params
+
+
+def uploads_of(step) -> int:
+    before = plan_upload.uploads
+    step()
+    return plan_upload.uploads - before
+
+
+# --- buckets -------------------------------------------------------------------------------------
+
+
+def test_groups_and_steps_share_a_launch(seen: list) -> None:
+    params = params_of((3,), (4,), (5,), (6,))
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.5, "weight_decay": 0.1}]
+    optimizer = fused_optim.AdamW(groups, lr=1e-3)
+    optimizer.step()
+    assert len(seen) == 1
+    tables = seen[-1][2]
+    assert tables.records[:, 10].tolist() == [0, 0, 1, 1] and len(tables.rows) == 2
+    params[0].grad = None
+    optimizer.step()
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    tables = seen[-1][2]
+    assert len(seen) == 3 and len(tables.rows) == 3
+    assert tables.rows[:, 11].tolist() == [2, 3, 3]
+
+
+def test_dtypes_and_modes_are_launches_of_their_own(seen: list) -> None:
+    params = params_of((3,)) + params_of((4,), dtype=torch.bfloat16)
+    params += params_of((5,), dtype=torch.float16)
+    fused_optim.AdamW(params).step()
+    assert [(key.dtype, key.mode) for _, key, _ in seen] == [
+        (torch.float32, "none"),
+        (torch.bfloat16, "split"),
+        (torch.float16, "master"),
+    ]
+
+
+def test_such_parameters_step_on_eager(seen: list) -> None:
+    params = params_of((2,) * 9, (4,))
+    params[0].grad = params[0].grad.permute(*range(8, -1, -1))
+    fused_optim.AdamW(params).step()
+    assert [len(tables.records) for _, _, tables in seen] == [1]
+    assert (params[0] < 1).all() and (params[1] == 1).all()
+
+
+# --- from step to step ---------------------------------------------------------------------------
+
+
+def test_a_steady_step_uploads_its_rows_alone(seen: list) -> None:
+    params = params_of(*[(n,) for n in range(1, 20)])
+    optimizer = fused_optim.AdamW(params)
+    assert uploads_of(optimizer.step) == 3  # records, rows, chunks
+    for _ in range(3):
+        assert uploads_of(optimizer.step) == 1
+    assert [call[2].records.data_ptr() for call in seen[1:]] == [seen[0][2].records.data_ptr()] * 3
+    assert [state["step"] for state in optimizer.state.values()] == [4] * 19
+    assert seen[-1][2].rows[0, 11] == 4
+
+
+def test_new_gradients_cost_their_column(seen: list) -> None:
+    params = params_of((8,), (9,))
+    optimizer = fused_optim.AdamW(params)
+    optimizer.step()
+    kept = params[1].grad
+    params[1].grad = torch.ones(9)
+    assert uploads_of(optimizer.step) == 2
+    assert seen[-1][2].records[1, 1] == params[1].grad.data_ptr()
+    params[1].grad = torch.ones(10)[1:]  # not aligned
+    assert uploads_of(optimizer.step) == 3
+    assert seen[-1][2].records[:, 15].tolist() == [1, 0]
+    params[1].grad = kept
+    optimizer.step()
+    assert seen[-1][2].records[:, 15].tolist() == [1, 1]
+
+
+def changes() -> dict:
+    def new_dtype(optimizer, params):
+        params[0].main_grad = params[0].grad.double()
+
+    def strides(optimizer, params):
+        params[0].grad = params[0].grad.t().contiguous().t()
+
+    def param_data(optimizer, params):
+        params[0].data = torch.ones_like(params[0])
+
+    def state(optimizer, params):
+        optimizer.state[params[0]]["exp_avg"] = torch.ones_like(params[0])
+
+    def loaded(optimizer, params):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    def added(optimizer, params):
+        new = torch.nn.Parameter(torch.ones(3))
+        new.grad = torch.ones(3)
+        optimizer.add_param_group({"params": [new]})
+
+    def replaced(optimizer, params):
+        new = torch.nn.Parameter(torch.ones(4, 4))
+        new.grad = torch.ones(4, 4)
+        optimizer.param_groups[0]["params"][0] = new
+
+    def no_gradient(optimizer, params):
+        params[0].grad = None
+
+    def other_step(optimizer, params):
+        optimizer.state[params[0]]["step"] = 40
+
+    every = (
+        new_dtype,
+        strides,
+        param_data,
+        state,
+        loaded,
+        added,
+        replaced,
+        no_gradient,
+        other_step,
+    )
+    return {change.__name__: change for change in every}
+
+
+@pytest.mark.parametrize("name", changes())
+def test_every_change_is_seen(seen: list, name: str) -> None:
+    params = params_of((4, 4), (5,))
+    optimizer = fused_optim.AdamW(params)
+    for _ in range(2):
+        optimizer.step()
+    changes()[name](optimizer, params)
+    optimizer.step()
+    pending = list(optimizer._parameters_with_gradients())
+    records = seen[-1][2].records
+    assert records[:, 0].tolist() == [p.data_ptr() for _, _, p, _, _ in pending]
+    assert records[:, 1].tolist() == [g.data_ptr() for _, _, _, g, _ in pending]
+    for index, (_, _, param, grad, _) in enumerate(pending):
+        state = optimizer.state[param]
+        assert records[index, 2] == state["exp_avg"].data_ptr()
+        assert records[index, 12] == (3 if grad.dtype is torch.float64 else 0)
+        assert (records[index, 7] != 0) == (not grad.is_contiguous())
+        row = records[index, 10]
+        assert seen[-1][2].rows[row, 11] == state["step"]
+
+
+def test_sparse_gradients_still_get_their_error(seen: list) -> None:
+    params = params_of((4, 4))
+    optimizer = fused_optim.AdamW(params)
+    optimizer.step()
+    params[0].grad = None
+    params[0].grad = torch.ones(4, 4).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+def test_hyperparameters_change_rows_and_nothing_else(seen: list) -> None:
+    params = params_of((4,))
+    optimizer = fused_optim.AdamW(params)
+    optimizer.step()
+    optimizer.param_groups[0].update(lr=0.25, betas=(0.5, 0.5), eps=1.0, weight_decay=0.1)
+    assert uploads_of(optimizer.step) == 1
+    row = seen[-1][2].rows.view(torch.float32)[0]
+    assert row[4:6].tolist() == [0.5, 0.5] and row[9] == 1.0
+
+
+def test_names_decide_on_decay_in_steady_steps_too(seen: list) -> None:
+    params = params_of((4,), (5,))
+    named = [("weight", params[0]), ("bias", params[1])]
+    optimizer = fused_optim.AdamWeightDecay(
+        named, 0.5, weight_decay_rate=0.1, exclude_from_weight_decay=["bias"]
+    )
+    for _ in range(3):
+        optimizer.step()
+        rows = seen[-1][2].rows.view(torch.float32)
+        assert rows[:, 3].tolist() == pytest.approx([0.95, 1.0])
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.step()
+    assert set(seen[-1][2].rows.view(torch.float32)[:, 3].tolist()) == {1.0}
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_replaced_parameters_are_freed_before_the_next_step(seen: list) -> None:
+    params = params_of((4,), (5,))
+    optimizer = fused_optim.AdamW(params)
+    for _ in range(2):
+        optimizer.step()
+    gone = [weakref.ref(params[0]), weakref.ref(params[0].grad)]
+    gone += [weakref.ref(optimizer.state[params[0]]["exp_avg"])]
+    del optimizer.state[params[0]]
+    optimizer.param_groups[0]["params"].pop(0)
+    seen.clear()
+    params.pop(0)
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+    optimizer.step()
+    assert len(optimizer._plans) == 1
+
+
+def test_plans_are_bounded(seen: list) -> None:
+    params = params_of((4,), (5,)) + params_of((6,), dtype=torch.bfloat16)
+    optimizer = fused_optim.AdamW(params)
+    for i in range(12):
+        for index, param in enumerate(params):
+            param.grad = torch.ones_like(param) if (i + index) % 3 else None
+        optimizer.step()
+        assert len(optimizer._plans) <= 2
+
+
+def test_plans_are_neither_pickled_nor_copied(seen: list) -> None:
+    optimizer = fused_optim.AdamW(params_of((4,)))
+    optimizer.step()
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert other._plans is None and other._steady is None
+        (param,) = other.param_groups[0]["params"]
+        param.grad = torch.ones(4)
+        other.step()
+        assert seen[-1][2].records[0, 0] == param.data_ptr()
+
+
+def test_versions_of_everything_written_are_bumped(seen: list) -> None:
+    (param,) = params_of((4,), dtype=torch.bfloat16)
+    optimizer = fused_optim.AdamW([param])
+    for _ in range(3):
+        state = optimizer.state.get(param, {})
+        tensors = [param, *(v for v in state.values() if torch.is_tensor(v))]
+        before = [t._version for t in tensors]
+        optimizer.step()
+        assert all(t._version > v for t, v in zip(tensors, before, strict=True))
+
+
+def test_auto_never_sends_cpu_tensors_to_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.TEST_VARIABLE, raising=False)
+    assert dispatch.choose("auto", "adamw_", CPU) == "eager"
+    monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
+    assert dispatch.choose("auto", "adamw_", CPU) == "triton"
+    assert dispatch.choose("eager", "adamw_", CPU) == "eager"
+    assert dispatch.choose("auto", "adamw_", CPU, torch.float64) == "eager"
+
+
+def test_a_broken_compiler_cache_ends_on_eager_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = dispatch.load
+
+    def fail(bucket: Bucket, launch: Launch) -> None:
+        raise PermissionError(13, "no cache for you")
+
+    broken = SimpleNamespace(adamw_=fail)
+    monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
+    monkeypatch.setattr(dispatch, "load", lambda name: broken if name == "triton" else real(name))
+    monkeypatch.setattr(dispatch, "_given_up", {})
+    (param,) = params_of((4,))
+    optimizer = fused_optim.AdamW([param], lr=0.1)
+    with pytest.warns(RuntimeWarning, match="no cache for you"):
+        optimizer.step()
+    optimizer.step()  # an error here if it warned again
+    assert (param < 1).all() and optimizer.state[param]["step"] == 2
+    assert "no cache for you" in dispatch.why_not("triton", "adamw_")

@@ -1,0 +1,117 @@
+"""Triton kernels compiled for GPUs that need not be there: what their assembly says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reference_fp32 import MODES
+
+pytest.importorskip("triton.backends.nvidia")
+if sys.platform != "linux":
+    pytest.skip("Triton's compiler is for Linux", allow_module_level=True)
+
+ADAMW = ("adamw:float32:none", "adamw:bfloat16:stochastic:draws", "adamw:bfloat16:split:amsgrad")
+ADAFACTOR = (
+    "statistics:bfloat16:split",
+    "totals",
+    "finalise",
+    "update_sums",
+    "apply:bfloat16:split",
+)
+GRADIENTS = ("square_sums", "accumulate:float32:none")
+EVERY = [
+    ":".join(("adamw", dtype, mode, *flags))
+    for dtype, modes in MODES.items()
+    for mode in modes
+    for flags in ((), ("amsgrad",), ("draws",), ("draws", "amsgrad"))
+    if "draws" in flags or mode != "stochastic"
+]
+
+SPILLED = {"adamw:float32:none:draws:amsgrad": 8}
+"""Bytes of stack of the one variant that has any: one register is spilled and read back once."""
+ADAMW_REGISTERS = 96
+"""Per thread of 128: at least 5 programs, 20 warps, on a multiprocessor of 65,536."""
+
+
+def reports(target: str, *variants: str) -> dict[str, dict]:
+    script = Path(__file__).with_name("compile_kernels.py")
+    command = [sys.executable, str(script), target, *variants]
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    return {report["variant"]: report for report in found}
+
+
+def count(report: dict, prefix: str) -> int:
+    opcodes = report["opcodes"].items()
+    return sum(number for opcode, number in opcodes if opcode.startswith(prefix))
+
+
+def assert_resources(report: dict) -> None:
+    where = report["variant"]
+    spilled = SPILLED.get(where, 0)
+    assert report["STACK"] <= spilled and report["LOCAL"] == 0, where
+    assert report["specialized"] == [], where  # no value or alignment compiles a kernel anew
+    if "opcodes" in report:
+        assert count(report, "LDL") + count(report, "STL") <= spilled // 4, where
+        assert count(report, "ATOM") == count(report, "RED") == 0, where
+        assert report["fma"] == report["ftz"] == 0, where  # none in PTX: only inside div and sqrt
+
+
+def assert_vectors(report: dict) -> None:
+    """Hold the vector path to 128-bit accesses, of the widths that the storage allows."""
+    name, *options = report["variant"].split(":")
+    loads, stores = count(report, "LDG.E.128"), count(report, "STG.E.128")
+    if name == "adamw":
+        moments = 3 if "amsgrad" in options else 2
+        # Four elements a thread fill a vector where they are float32; eight, whatever they are.
+        wide = moments + 1 if options[0] == "float32" else moments
+        if "draws" in options:
+            wide = 2 * (moments + 1)
+        assert loads >= wide and stores >= moments, report["variant"]
+    elif name in ("statistics", "update_sums", "apply", "square_sums"):
+        assert loads > 0, report["variant"]
+    if name == "apply":
+        assert stores > 0
+
+
+def test_hopper() -> None:
+    for report in reports("sm_90", *ADAMW, *ADAFACTOR, *GRADIENTS).values():
+        assert_resources(report)
+        assert_vectors(report)
+        if report["variant"].startswith("adamw"):
+            assert report["REG"] <= ADAMW_REGISTERS, report["variant"]
+
+
+def test_float32_goes_through_no_shared_memory() -> None:
+    report = reports("sm_90", ADAMW[0])[ADAMW[0]]
+    assert report["shared"] == 0
+    assert count(report, "LDS") == count(report, "STS") == count(report, "BAR") == 0
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+def test_other_nvidia_gpus(target: str) -> None:
+    for report in reports(target, *ADAMW[:2], "finalise").values():
+        assert_resources(report)
+        assert_vectors(report)
+
+
+def test_amd() -> None:
+    for report in reports("gfx942", *ADAMW[1:], "finalise").values():
+        assert_resources(report)
+        assert report["variant"] == "finalise" or report["wide"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_every_variant(target: str) -> None:
+    for report in reports(target, *EVERY, *ADAFACTOR, *GRADIENTS).values():
+        assert_resources(report)
+        if "opcodes" in report:
+            assert_vectors(report)

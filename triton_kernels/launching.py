@@ -1,0 +1,75 @@
+"""Launching kernels: what may go wrong before a kernel runs, and what to do about it.
+
+note: [broken cache] Triton keeps compiled kernels on disk. Where that folder can't be written to,
+or another process removes or replaces files in it at the same time, a launch raises an OSError
+before anything ran. It is tried once more with a folder of this process's own.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import torch
+import triton
+
+launches = 0
+"""Kernels launched so far; tests count them."""
+
+_OPTIONS = {"enable_fp_fusion": False}
+
+
+def interpreted(kernel) -> bool:
+    """Return whether a kernel runs on the CPU, under Triton's interpreter."""
+    return not isinstance(kernel, triton.JITFunction)
+
+
+def launch(kernel, programs: int, *args, device: torch.device, **constants) -> None:
+    """Run ``programs`` programs of a kernel on the device's current stream.
+
+    Raises:
+        RuntimeError: the tensors are on the CPU, and Triton is not interpreting.
+        OSError: Triton's cache is unusable, and so is a private one. Nothing ran.
+    """
+    global launches
+    if programs == 0:
+        return
+    _on_device(kernel, device, lambda options: kernel[(programs,)](*args, **constants, **options))
+    launches += 1
+
+
+def compile_ahead(kernel, *args, device: torch.device, **constants) -> None:
+    """Compile what `launch` would run, so that no later launch can fail at it; raises as that."""
+    if not interpreted(kernel):
+        options = {**constants, "grid": (1,)}
+        _on_device(kernel, device, lambda more: kernel.warmup(*args, **options, **more))
+
+
+def _on_device(kernel, device: torch.device, run) -> None:
+    if interpreted(kernel):
+        import numpy
+
+        with numpy.errstate(all="ignore"):  # a GPU does not warn of infinities either
+            run({})
+        return
+    if device.type == "cpu":
+        raise RuntimeError(
+            "the triton backend was given CPU tensors, which only Triton's interpreter takes; set "
+            "TRITON_INTERPRET=1 before Python starts, or use backend='auto'"
+        )
+    with _device_guard(device):
+        try:
+            run(_OPTIONS)
+        except OSError:  # note: [broken cache]
+            _use_private_cache()
+            run(_OPTIONS)
+
+
+def _use_private_cache() -> None:
+    folder = tempfile.mkdtemp(prefix="fused_optim-triton-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TRITON_CACHE_DIR"] = folder
+
+
+def _device_guard(device: torch.device):
+    return (torch.xpu if device.type == "xpu" else torch.cuda).device(device)
