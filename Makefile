@@ -70,7 +70,7 @@ $(SITE):
 	@"$(PY)" setup.py -q build --build-lib $(SITE)
 
 .PHONY: build
-build: $(READY) ## rebuild in place what is compiled (nothing yet); with VENV=0, build into build/site
+build: $(READY) ## rebuild the CUDA extension in place, where there is nvcc; with VENV=0, build into build/site
 ifneq ($(VENV),0)
 	"$(PY)" setup.py -q build_ext --inplace
 endif

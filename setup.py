@@ -1,28 +1,211 @@
-"""Builds fused_optim; the metadata is in pyproject.toml.
+"""Builds fused_optim, and its CUDA extension where that is possible; metadata is in pyproject.toml.
 
-`FUSED_OPTIM_CUDA` says what to do about the CUDA extension: `0` leaves it out, `1` insists on it,
-`auto` (the default) builds it where that is possible. No CUDA kernels exist yet, so `auto` and `0`
-build the same pure-Python wheel and `1` is refused.
+`FUSED_OPTIM_CUDA` says what to do about the extension: `0` leaves it out, `1` insists on it, `auto`
+(the default) builds it where there is a CUDA compiler: on PATH, in CUDA_HOME, or from the PyPI
+packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_CUDA_ARCHS` (or
+`TORCH_CUDA_ARCH_LIST`) lists architectures as `9.0;10.0+PTX`. Neither torch nor a GPU is needed.
 """
 
 import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+KERNELS = ("adamw", "gradients", "adafactor", "adafactor_statistics", "adafactor_apply")
+SOURCES = ("csrc/bindings.cpp", *(f"csrc/{name}.cu" for name in KERNELS))
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
+COMMON = ("-O3", "-std=c++17", "-Icsrc")
+# AdamW is the same on every backend to the bit: no operation may be contracted into another.
+NVCC_FLAGS = (*COMMON, "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
-def check_cuda_request() -> None:
-    """Refuses a build that asks for what this version can't give."""
+class NotPossible(Exception):
+    """The extension can't be built here; the message says why."""
+
+
+def cuda_request() -> str:
+    """Return what FUSED_OPTIM_CUDA asks for: "0", "1" or "auto"."""
     request = os.environ.get("FUSED_OPTIM_CUDA") or "auto"
     if request not in ("auto", "0", "1"):
         raise SystemExit(f"FUSED_OPTIM_CUDA={request}: expected 0, 1 or auto")
-    if request == "1":
-        raise SystemExit(
-            "FUSED_OPTIM_CUDA=1 requires the CUDA extension, but this version of fused_optim has "
-            "no CUDA kernels to build; unset it, or set it to 0, for the pure-Python package"
-        )
+    return request
 
 
-check_cuda_request()
+def pypi_toolkits() -> list[Path]:
+    """Return the folders in which NVIDIA's PyPI packages put a toolkit, build environment first."""
+    places = dict.fromkeys([*sys.path, sysconfig.get_path("purelib")])
+    return [cuda for place in places for cuda in sorted(Path(place or ".").glob("nvidia/cu[0-9]*"))]
+
+
+def find_nvcc() -> Path:
+    """Return the CUDA compiler: on PATH, in CUDA_HOME, or from PyPI.
+
+    Raises:
+        NotPossible: there is none.
+    """
+    on_path = shutil.which("nvcc")
+    if on_path:
+        return Path(on_path)
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), *pypi_toolkits()]
+    for home in filter(None, homes):
+        nvcc = Path(home) / "bin" / "nvcc"
+        if nvcc.is_file():
+            return nvcc
+    raise NotPossible("no CUDA compiler: nvcc is not on PATH, in CUDA_HOME, or installed from PyPI")
+
+
+def library_flags(nvcc: Path) -> list[str]:
+    """Return what the link needs to find the static runtime: PyPI's nvcc looks in lib64 only."""
+    lib = nvcc.resolve().parents[1] / "lib"
+    return [f"-L{lib}"] if (lib / "libcudart_static.a").is_file() else []
+
+
+def supported_architectures(nvcc: Path) -> set[str]:
+    """Return what the compiler knows, as "90" and the like."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    if listed.returncode != 0:
+        raise NotPossible(f"{nvcc} does not run: {listed.stderr.strip()}")
+    return set(re.findall(r"compute_(\w+)", listed.stdout))
+
+
+def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
+    """Return the flags that select architectures, and their names for error messages.
+
+    Raises:
+        NotPossible: an architecture that was asked for is unknown to the compiler.
+    """
+    asked = os.environ.get("FUSED_OPTIM_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    known, flags, names = supported_architectures(nvcc), [], []
+    for item in re.split(r"[;,\s]+", (asked or DEFAULT_ARCHITECTURES).strip()):
+        version, _, ptx = item.partition("+")
+        number = version.replace(".", "")
+        if number not in known:
+            if asked:
+                raise NotPossible(f"{nvcc} knows no architecture {item!r}; it has {sorted(known)}")
+            continue
+        compute = f"arch=compute_{number}"
+        if asked or not ptx:
+            flags.append(f"-gencode={compute},code=sm_{number}")
+            names.append(f"sm_{number}")
+        if ptx:
+            flags.append(f"-gencode={compute},code=compute_{number}")
+            names.append(f"compute_{number}")
+    if not flags:
+        raise NotPossible(f"{nvcc} knows none of {DEFAULT_ARCHITECTURES}")
+    return flags, " ".join(names)
+
+
+def ninja_file(nvcc: Path, output: Path) -> str:
+    """Return the build as ninja reads it; paths are relative to the folder of this file."""
+    import pybind11
+
+    def quoted(*words: object) -> str:
+        return " ".join(shlex.quote(str(word)) for word in words)
+
+    def escaped(path: object) -> str:
+        return re.sub(r"([ :$])", r"$\1", str(path))
+
+    architectures, names = architecture_flags(nvcc)
+    host = os.environ.get("CXX") or "g++"
+    bindings = (*COMMON, "-fPIC", "-fvisibility=hidden", f"-I{pybind11.get_include()}")
+    bindings += (f"-I{sysconfig.get_path('include')}", f'-DFUSED_OPTIM_ARCHITECTURES="{names}"')
+    ccbin = ("-ccbin", host) if os.environ.get("CXX") else ()
+    link = ("-shared", "-cudart", "static", *ccbin, *library_flags(nvcc))
+    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *ccbin, *architectures)
+    output = output.relative_to(ROOT)
+    lines = [
+        f"builddir = {escaped(output.parent)}",  # of ninja's own files
+        "rule nvcc",
+        f"  command = {compile_cuda} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule host",
+        f"  command = {quoted(*host.split(), *bindings)} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {quoted(nvcc, *link)} -o $out $in -Xlinker --exclude-libs,ALL -Xlinker -s",
+    ]
+    objects = []
+    for source in SOURCES:
+        made = escaped(output.parent / f"{Path(source).name}.o")
+        lines.append(f"build {made}: {'nvcc' if source.endswith('.cu') else 'host'} {source}")
+        objects.append(made)
+    lines.append(f"build {escaped(output)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def run_ninja(folder: Path) -> None:
+    """Build what the ninja file in ``folder`` describes.
+
+    Raises:
+        NotPossible: it failed; the compiler has said why.
+    """
+    on_path = shutil.which("ninja")
+    command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
+    if subprocess.run([*command, "-f", folder / "build.ninja"], cwd=ROOT).returncode != 0:
+        raise NotPossible("the CUDA extension did not compile; the compiler's message is above")
+
+
+class BuildCuda(build_ext):
+    """Compiles csrc/ with nvcc and links it with the static CUDA runtime, through ninja."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build into build/cuda, where the next build finds what did not change, and copy."""
+        tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        folder = ROOT / "build" / "cuda" / tag
+        target = Path(self.get_ext_fullpath(ext.name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            output = folder / target.name
+            script = ninja_file(find_nvcc(), output)
+            if (
+                not (folder / "build.ninja").exists()
+                or (folder / "build.ninja").read_text() != script
+            ):
+                (folder / "build.ninja").write_text(script)
+            run_ninja(folder)
+        except NotPossible as reason:
+            if cuda_request() == "1":
+                raise SystemExit(
+                    f"FUSED_OPTIM_CUDA=1 requires the CUDA extension: {reason}"
+                ) from None
+            print(f"fused_optim is built without its CUDA extension: {reason}", file=sys.stderr)
+            for stale in (target, ROOT / "fused_optim" / target.name):
+                stale.unlink(missing_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(output, target)
+
+    def get_outputs(self) -> list[str]:
+        """Return what was built, which may be nothing."""
+        return [path for path in super().get_outputs() if os.path.exists(path)]
+
+
+def extensions() -> list[Extension]:
+    """Return the CUDA extension, or nothing where it is unwanted or can't be built."""
+    request = cuda_request()
+    if request == "0":
+        return []
+    try:
+        if sys.platform != "linux":
+            raise NotPossible("it is built on Linux only")
+        find_nvcc()
+    except NotPossible as reason:
+        if request == "1":
+            raise SystemExit(f"FUSED_OPTIM_CUDA=1 requires the CUDA extension: {reason}") from None
+        return []
+    return [Extension("fused_optim._C", sources=list(SOURCES), optional=True)]
+
+
 setup(
     # Installed at top level, triton_kernels/ would shadow another project's package of that name.
     packages=[
@@ -30,4 +213,6 @@ setup(
         "fused_optim.triton_kernels",
     ],
     package_dir={"fused_optim.triton_kernels": "triton_kernels"},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildCuda},
 )

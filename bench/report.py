@@ -29,10 +29,10 @@ def cpu_table(results: dict[str, Any]) -> str:
     ]
     for row in results["rows"]:
         low, high = row["ratio_quartiles"]
-        lines.append(
-            f"| `{row['ours']}` | {row['baseline']} | {row['shapes']} "
-            f"| {row['baseline_ms']:.0f} ms | {row['ours_ms']:.0f} ms | {row['ratio']:.2f} [{low:.2f}, {high:.2f}] |"
-        )
+        times = f"{row['baseline_ms']:.0f} ms | {row['ours_ms']:.0f} ms"
+        ratio = f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+        names = f"`{row['ours']}` | {row['baseline']} | {row['shapes']}"
+        lines.append(f"| {names} | {times} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
-// The packed tables that the launch plan uploads: field orders of docs/kernel_contract.md, sections 3 to 5 and 7.
-// fused_optim/tables.py is the Python side of this file; tests/test_tables.py holds the two equal.
+// The packed tables that the launch plan uploads: field orders of docs/kernel_contract.md, sections
+// 3 to 5 and 7. fused_optim/tables.py is the Python side of this file; tests/test_tables.py holds
+// the two equal.
 #pragma once
 
 #include <cstdint>
@@ -82,11 +83,13 @@ static_assert(sizeof(AdafactorRow) == 16 * sizeof(float), "16 words per row");
 
 constexpr int kMaxLayoutDims = 8;
 
-// Sizes and per-tensor strides, in elements, of a record whose tensors do not share one dense memory order.
+// Sizes and per-tensor strides, in elements, of a record whose tensors do not share one dense
+// memory order.
 struct Layout {
   int64_t ndim;
   int64_t sizes[kMaxLayoutDims];
-  int64_t strides[7][kMaxLayoutDims];  // param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, extra, element
+  int64_t strides[7][kMaxLayoutDims];  // param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, extra,
+                                       // element
 };
 static_assert(sizeof(Layout) == 65 * sizeof(int64_t), "65 int64 per layout block");
 

@@ -27,12 +27,15 @@ OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation")
 
 
 def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str) -> str:
-    """The output of a command, run with nothing of this test session in its environment."""
+    """The output of a command, run with nothing of this test session in its environment.
+
+    Builds leave the CUDA extension out, which is test_cuda_build.py's matter.
+    """
     clean = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=clean | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | env,
+        env=clean | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "FUSED_OPTIM_CUDA": "0"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -187,10 +190,9 @@ def test_cuda_choice_that_can_be_met(source: Path, choice: str) -> None:
     run(sys.executable, "setup.py", "--name", cwd=source, FUSED_OPTIM_CUDA=choice)
 
 
-@pytest.mark.parametrize("choice, message", [("1", "no CUDA kernels"), ("yes", "expected 0, 1")])
-def test_cuda_choice_that_is_refused(source: Path, choice: str, message: str) -> None:
+def test_cuda_choice_that_is_refused(source: Path) -> None:
     command = (sys.executable, "setup.py", "--name")
-    assert message in run(*command, cwd=source, fails=True, FUSED_OPTIM_CUDA=choice)
+    assert "expected 0, 1" in run(*command, cwd=source, fails=True, FUSED_OPTIM_CUDA="yes")
 
 
 def test_installed_wheel_imports_from_elsewhere(installed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+// The ops as the Python module fused_optim._C. Pointers and streams are Python ints; this file
+// knows pybind11, and neither CUDA nor torch.
+#include <pybind11/pybind11.h>
+
+#include "ops.h"
+
+#ifdef FUSED_OPTIM_HOST
+#include "host/fibers.h"
+#endif
+
+#ifndef FUSED_OPTIM_ARCHITECTURES
+#define FUSED_OPTIM_ARCHITECTURES ""
+#endif
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace fused_optim {
+namespace {
+
+struct PyLaunch {
+  LaunchTarget target;
+  LaunchArguments arguments;
+};
+
+template <typename T>
+T* Pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+PyLaunch MakeLaunch(int device, uintptr_t stream, int64_t dtype, int mode, int64_t tensors,
+                    uintptr_t records, uintptr_t rows, uintptr_t items, int64_t num_items,
+                    uintptr_t grad_scale, uintptr_t found_inf, uintptr_t clip, int64_t clip_stride,
+                    int64_t seed_low, int64_t seed_high) {
+  PyLaunch launch;
+  launch.target = {device, Pointer<void>(stream), tensors, dtype, static_cast<Mode>(mode)};
+  launch.arguments = {Pointer<const TensorRecord>(records), Pointer<const void>(rows),
+                      Pointer<const WorkItem>(items),       num_items,
+                      Pointer<const float>(grad_scale),     Pointer<const float>(found_inf),
+                      Pointer<const float>(clip),           clip_stride,
+                      static_cast<uint32_t>(seed_low),      static_cast<uint32_t>(seed_high)};
+  return launch;
+}
+
+void DefineOps(py::module_& m) {
+  m.def("adamw_", [](const PyLaunch& launch, bool amsgrad) {
+    AdamW(launch.target, launch.arguments, amsgrad);
+  });
+  m.def("grad_square_sums",
+        [](const PyLaunch& launch, bool clamps, uintptr_t partials, uintptr_t sums) {
+          GradSquareSums(launch.target, launch.arguments, clamps, Pointer<float>(partials),
+                         Pointer<float>(sums));
+        });
+  m.def("accumulate_", [](const PyLaunch& launch) { Accumulate(launch.target, launch.arguments); });
+  m.def("adafactor_statistics", [](const PyLaunch& launch, uintptr_t lines, int64_t num_lines,
+                                   uintptr_t scratch, uintptr_t sums) {
+    AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines), num_lines,
+                        Pointer<float>(scratch), Pointer<float>(sums));
+  });
+  m.def("adafactor_finalise_", [](const PyLaunch& lines, uintptr_t scratch) {
+    AdafactorFinalise(lines.target, lines.arguments, Pointer<float>(scratch));
+  });
+  m.def("adafactor_update_sums", [](const PyLaunch& launch, uintptr_t scratch) {
+    AdafactorUpdateSums(launch.target, launch.arguments, Pointer<float>(scratch));
+  });
+  m.def("adafactor_apply_", [](const PyLaunch& launch, uintptr_t scratch) {
+    AdafactorApply(launch.target, launch.arguments, Pointer<float>(scratch));
+  });
+  m.def("adafactor_tiles", &AdafactorTiles, "batch"_a, "rows"_a, "cols"_a);
+  m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a);
+  m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a);
+  m.def("check_device", &CheckDevice, "device"_a);
+}
+
+#ifdef FUSED_OPTIM_HOST
+void DefineHost(py::module_& m) {
+  m.def("set_thread_order", &host::SetThreadOrder, "seed"_a);
+  m.def("take_counters", [] {
+    const host::Counters counted = host::counters();
+    host::counters() = {};
+    return py::dict("launches"_a = counted.launches, "bytes_loaded"_a = counted.bytes_loaded,
+                    "bytes_stored"_a = counted.bytes_stored);
+  });
+}
+#endif
+
+}  // namespace
+}  // namespace fused_optim
+
+PYBIND11_MODULE(_C, m) {
+  using namespace fused_optim;
+  m.doc() = "CUDA kernels of fused_optim; fused_optim/cuda.py is their caller.";
+  m.attr("CHUNK_SIZE") = kChunkSize;
+  m.attr("ARCHITECTURES") = FUSED_OPTIM_ARCHITECTURES;
+  py::class_<PyLaunch>(m, "Launch", py::module_local())
+      .def(py::init(&MakeLaunch), py::kw_only(), "device"_a, "stream"_a, "dtype"_a, "mode"_a,
+           "tensors"_a, "records"_a, "rows"_a, "items"_a, "num_items"_a, "grad_scale"_a,
+           "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a);
+  DefineOps(m);
+#ifdef FUSED_OPTIM_HOST
+  DefineHost(m);
+#endif
+}

@@ -1,0 +1,126 @@
+// device.cuh's names for a C++ compiler. Included by device.cuh alone.
+#pragma once
+
+#include <cmath>
+
+#include "fibers.h"
+
+namespace fused_optim {
+
+template <typename... Parameters, typename... Arguments>
+void Launch(const LaunchSite& site, void*, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+  if (site.blocks_of_work == 0) return;
+  const int64_t resident = 2 * host::kProcessors;
+  ++host::counters().launches;
+  host::RunGrid(site.blocks_of_work < resident ? site.blocks_of_work : resident, kThreads,
+                [&] { kernel(Parameters(arguments)...); });
+}
+
+template <typename Kernel>
+void CheckLoads(Kernel, int) {}
+
+inline int ThreadIndex() { return host::ThreadIndex(); }
+inline int64_t BlockIndex() { return host::BlockIndex(); }
+inline int64_t BlockCount() { return host::BlockCount(); }
+inline void Barrier() { host::Barrier(); }
+inline float ShuffleXor(float value, int mask) { return host::ShuffleXor(value, mask); }
+
+template <typename T>
+T* GlobalPointer(int64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// A GPU traps where an access is not aligned to its size; here it throws.
+inline void CheckAligned(const void* address, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    throw std::runtime_error("an access of " + std::to_string(bytes) + " bytes is not aligned");
+  }
+}
+
+template <typename T>
+T LoadAs(const void* from) {
+  CheckAligned(from, sizeof(T));
+  host::counters().bytes_loaded += sizeof(T);
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+
+template <int kWords>
+void LoadWords(const char* from, uint32_t* words) {
+  CheckAligned(from, 4 * kWords);
+  host::counters().bytes_loaded += 4 * kWords;
+  std::memcpy(words, from, 4 * kWords);
+}
+
+template <int kWords>
+void StoreWords(char* to, const uint32_t* words) {
+  CheckAligned(to, 4 * kWords);
+  host::counters().bytes_stored += 4 * kWords;
+  std::memcpy(to, words, 4 * kWords);
+}
+
+inline uint32_t LoadHalfWord(const char* from) { return LoadAs<uint16_t>(from); }
+inline double LoadDouble(const char* from) { return LoadAs<double>(from); }
+template <typename T>
+T LoadEntry(const T* from) {
+  return *from;
+}
+
+inline int64_t LoadConstant(const int64_t* from) { return *from; }
+
+inline float LoadStatistic(const float* from) { return LoadAs<float>(from); }
+inline float LoadFresh(const float* from) { return *from; }
+
+inline void StoreStatistic(float* to, float x) {
+  host::counters().bytes_stored += 4;
+  *to = x;
+}
+
+inline void StoreHalfWord(char* to, uint32_t bits) {
+  CheckAligned(to, 2);
+  host::counters().bytes_stored += 2;
+  const auto half = static_cast<uint16_t>(bits);
+  std::memcpy(to, &half, 2);
+}
+
+inline uint32_t Arrive(uint32_t* counter) { return (*counter)++; }
+
+inline uint32_t FloatBits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float BitsFloat(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline float HalfBitsToFloat(uint32_t bits) {
+  const uint32_t sign = (bits & 0x8000) << 16;
+  const uint32_t magnitude = bits & 0x7fff;
+  if (magnitude >= 0x7c00) return BitsFloat(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  // The bits of a binary16 are those of a float32 2^112 times too small, subnormals included.
+  return BitsFloat(sign | FloatBits(BitsFloat(magnitude << 13) * 0x1p112f));
+}
+
+inline uint32_t FloatToHalfBits(float x) {
+  const uint32_t sign = FloatBits(x) >> 16 & 0x8000;
+  const uint32_t magnitude = FloatBits(x) & 0x7fffffff;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;
+  if (magnitude < 0x38800000) {  // 0.5 has the spacing of binary16's subnormals, 2^-24
+    return sign | (FloatBits(BitsFloat(magnitude) + 0.5f) - FloatBits(0.5f));
+  }
+  return sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+inline uint32_t MultiplyHigh(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+}
+inline float Divide(float a, float b) { return a / b; }  // IEEE, division by zero included
+inline float SquareRoot(float x) { return std::sqrt(x); }
+
+}  // namespace fused_optim

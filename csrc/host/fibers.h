@@ -1,0 +1,34 @@
+// Runs a grid of CUDA threads on one CPU thread: each is a fiber, blocks come one after another.
+//
+// A fiber runs until it meets a barrier or a shuffle, and goes on once all threads of its block or
+// warp have arrived at the same one. Which thread runs first is shuffled by a seed, so that code
+// which misses a barrier gives other results for other seeds.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace fused_optim::host {
+
+constexpr int kProcessors = 2;  // that the "device" reports
+
+struct Counters {
+  int64_t launches = 0;
+  int64_t bytes_loaded = 0;  // of tensors and scratch: tables and scalars do not count
+  int64_t bytes_stored = 0;
+};
+
+Counters& counters();
+void SetThreadOrder(uint64_t seed);
+
+// Runs `blocks` blocks of `kernel`; throws std::runtime_error where its threads don't all arrive.
+void RunGrid(int64_t blocks, int threads, const std::function<void()>& kernel);
+
+// Of the running fiber.
+int ThreadIndex();
+int64_t BlockIndex();
+int64_t BlockCount();
+void Barrier();
+float ShuffleXor(float value, int mask);
+
+}  // namespace fused_optim::host

@@ -1,0 +1,69 @@
+// The ops as the host calls them: plain structs and raw pointers (contract, sections 1 and 5).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tables.h"
+
+namespace fused_optim {
+
+enum Mode : int { kNone = 0, kNearest, kStochastic, kKahan, kSplit, kMaster };
+
+constexpr int64_t kChunkSize = 8192;  // elements per chunk of the elementwise ops
+
+// One chunk of the elementwise ops, or one tile or line job of Adafactor.
+struct WorkItem {
+  int32_t tensor;
+  int32_t part;
+};
+
+// What every kernel is given.
+struct LaunchArguments {
+  const TensorRecord* records;
+  const void* rows;  // AdamWRow or AdafactorRow
+  const WorkItem* items;
+  int64_t num_items;
+  const float* grad_scale;
+  const float* found_inf;
+  const float* clip;
+  int64_t clip_stride;
+  uint32_t seed_low;
+  uint32_t seed_high;
+};
+
+// Where a launch goes, and which of an op's kernels it takes.
+struct LaunchTarget {
+  int device;
+  void* stream;
+  int64_t tensors;
+  int64_t dtype;
+  Mode mode;
+};
+
+// One AdamW step. Items are chunks.
+void AdamW(const LaunchTarget& target, const LaunchArguments& launch, bool amsgrad);
+
+// sums[tensor] = the sum of squares of its prepared gradient; partials has one float per item.
+void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, bool clamps,
+                    float* partials, float* sums);
+
+// param += the prepared gradient, stored to nearest. Items are chunks.
+void Accumulate(const LaunchTarget& target, const LaunchArguments& launch);
+
+// How many items and how much scratch a tensor of Adafactor takes.
+int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols);
+int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols);
+int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols);
+
+// The four stages of an Adafactor step. Items are tiles, but for those called lines.
+void AdafactorStatistics(const LaunchTarget& target, const LaunchArguments& launch,
+                         const WorkItem* lines, int64_t num_lines, float* scratch, float* sums);
+void AdafactorFinalise(const LaunchTarget& target, const LaunchArguments& lines, float* scratch);
+void AdafactorUpdateSums(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
+void AdafactorApply(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
+
+// Throws what a launch on `device` would: no kernel image, a driver too old, ...
+void CheckDevice(int device);
+
+}  // namespace fused_optim

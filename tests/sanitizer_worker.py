@@ -1,0 +1,76 @@
+"""Runs the CUDA kernels on CPU tensors; test_cuda_sanitizers.py starts it under the sanitizers.
+
+Sizes and shapes end in the middle of vectors, chunks and tiles. Every tensor has a block of memory
+of its own, so that AddressSanitizer sees whatever goes past its end.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import fused_optim
+from fused_optim import precision
+from fused_optim.gradient_accumulator import GradientAccumulator
+
+SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17))
+PAIRS = [
+    (dtype, mode)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for mode in ("nearest", "stochastic", "kahan", "split", "master")
+    if not (dtype is torch.float16 and mode == "split")
+    and not (dtype is torch.float32 and mode != "nearest")
+]
+
+
+def parameters(dtype: torch.dtype, strided: bool) -> list[torch.nn.Parameter]:
+    params = []
+    for number, shape in enumerate(SHAPES):
+        param = torch.nn.Parameter(torch.randn(shape).to(dtype))
+        grad = torch.randn(shape).to(precision.SUPPORTED_DTYPES[number % 4])
+        if strided and len(shape) == 2:
+            grad = torch.randn(shape[::-1]).t().to(grad.dtype)
+        elif strided:
+            grad = torch.cat([grad.flatten()[:1], grad.flatten()])[1:].view(shape)
+        param.main_grad = grad
+        params.append(param)
+    return params
+
+
+def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    results: list[torch.Tensor] = []
+    for make in (
+        lambda p: fused_optim.AdamW(p, low_precision=mode, state_dtype=torch.bfloat16),
+        lambda p: fused_optim.torch_compat.AdamW(p, amsgrad=True, low_precision=mode),
+        lambda p: fused_optim.Adafactor(p, beta1=0.9, low_precision=mode, max_grad_norm=1.0),
+    ):
+        params = parameters(dtype, strided)
+        optimizer = make(params)
+        optimizer.step()
+        optimizer.step()
+        results += [p.detach() for p in params]
+    return results
+
+
+def main() -> None:
+    from fused_optim.cuda import _C
+
+    for dtype, mode in PAIRS:
+        for strided in (False, True):
+            _C.take_counters()
+            results = []
+            for seed in (0, 1, 2) if mode in ("nearest", "split") else (3,):
+                _C.set_thread_order(seed)
+                results.append(run(dtype, mode, strided))
+            assert _C.take_counters()["launches"] > 0
+            for other in results[1:]:
+                assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+    accumulator = GradientAccumulator(torch.float32)
+    accumulator([torch.randn(shape) for shape in SHAPES])
+    print("clean", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What nvcc made of the kernels, read from the built extension: registers, and the machine code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXTENSION = find_spec("fused_optim._C")
+if EXTENSION is None:
+    pytest.skip("the CUDA extension is not built", allow_module_level=True)
+
+
+def find_cuobjdump() -> str | None:
+    triton = find_spec("triton")
+    folders = [] if triton is None else [Path(triton.origin).parent / "backends/nvidia/bin"]
+    return shutil.which("cuobjdump", path=str(folders[0])) if folders else None
+
+
+CUOBJDUMP = find_cuobjdump() or shutil.which("cuobjdump")
+if CUOBJDUMP is None:
+    pytest.skip("needs cuobjdump, from Triton's wheel or a CUDA toolkit", allow_module_level=True)
+
+DTYPES = {"0": "float32", "1": "float16", "2": "bfloat16"}
+MODES = ("none", "nearest", "stochastic", "kahan", "split", "master")
+
+
+def cuobjdump(*options: str) -> str:
+    command = [CUOBJDUMP, *options, EXTENSION.origin]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def kernel_name(mangled: str) -> str | None:
+    """Kernel, dtype, mode and a flag for amsgrad; None for functions that are not kernels."""
+    found = re.search(r"\d([A-Z][A-Za-z]+Kernel)(?:ILl(\d)E(?:L\w*?4ModeE(\d)E)?(Lb1)?)?", mangled)
+    if found is None:
+        return None
+    kernel, dtype, mode, amsgrad = found.groups()
+    words = [kernel, DTYPES.get(dtype), MODES[int(mode)] if mode else None, amsgrad and "amsgrad"]
+    return " ".join(filter(None, words))
+
+
+def resources() -> dict[str, dict[str, dict[str, int]]]:
+    """Architecture to kernel to what it uses."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    architecture = name = None
+    for line in cuobjdump("-res-usage").splitlines():
+        if line.startswith("arch = "):
+            architecture = line.split()[-1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = kernel_name(match[1])
+        elif "REG:" in line and name:
+            usage = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+            found.setdefault(architecture, {})[name] = usage
+    return found
+
+
+@pytest.fixture(scope="module")
+def usage() -> dict[str, dict[str, dict[str, int]]]:
+    return resources()
+
+
+def built_architectures() -> list[str]:
+    import fused_optim.cuda as cuda
+
+    return [name for name in cuda._C.ARCHITECTURES.split() if name.startswith("sm_")]
+
+
+@pytest.fixture(scope="module")
+def code() -> dict[str, list[str]]:
+    """Kernel to its instructions, for one architecture; sm_90 if that is built."""
+    names = built_architectures()
+    architecture = "sm_90" if "sm_90" in names else names[0]
+    found: dict[str, list[str]] = {}
+    name = None
+    for line in cuobjdump("-sass", "-arch", architecture).splitlines():
+        if match := re.match(r"\s*Function : (\S+)", line):
+            name = kernel_name(match[1])
+        elif name and (match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(.*?)\s*;", line)):
+            found.setdefault(name, []).append(match[1])
+    return found
+
+
+def variants() -> Iterator[str]:
+    for dtype, modes in (
+        ("float32", ("none",)),
+        ("bfloat16", ("nearest", "stochastic", "kahan", "split", "master")),
+        ("float16", ("nearest", "stochastic", "kahan", "master")),
+    ):
+        yield from (f"{dtype} {mode}" for mode in modes)
+
+
+def test_every_kernel_is_there_for_every_architecture(usage) -> None:
+    expected = {f"AdamWKernel {v}{flag}" for v in variants() for flag in ("", " amsgrad")}
+    expected |= {f"{k}Kernel {v}" for v in variants() for k in ("Statistics", "Apply")}
+    expected |= {f"{k}Kernel" for k in ("Fold", "Finalise", "UpdateSums")}
+    expected |= {"SquarePartialsKernel", "SquareSumsKernel"}
+    expected |= {f"AccumulateKernel {dtype}" for dtype in DTYPES.values()}
+    assert built_architectures()
+    for architecture in built_architectures():
+        assert set(usage[architecture]) == expected, architecture
+
+
+def test_no_spills_and_no_local_memory(usage) -> None:
+    for architecture in built_architectures():
+        for name, used in usage[architecture].items():
+            assert used["STACK"] == used["LOCAL"] == 0, (architecture, name, used)
+            assert used["SHARED"] <= 48 * 1024, (architecture, name, used)
+
+
+def test_adamw_keeps_two_blocks_on_a_processor(usage) -> None:
+    """256 threads of 128 registers are half of the register file."""
+    for architecture in built_architectures():
+        for name, used in usage[architecture].items():
+            if name.startswith("AdamWKernel") and "float32" not in name:
+                assert used["REG"] <= 128, (architecture, name, used)
+
+
+@pytest.mark.parametrize("variant", list(variants()))
+def test_wide_global_accesses_on_the_hot_path(code, variant: str) -> None:
+    for name in (f"AdamWKernel {variant}", f"StatisticsKernel {variant}", f"ApplyKernel {variant}"):
+        text = "\n".join(code[name])
+        assert "LDG.E.128" in text, name
+        assert "STG.E.128" in text or name.startswith("Statistics"), name
+        # A generic access would mean that an address was not known to be of global memory.
+        assert not re.search(r"\b(LD|ST)\.E\b", text), name
+        assert not re.search(r"\b(LDL|STL)\b", text), name
+        assert not re.search(r"\b(RED|ATOM|ATOMG)\S*\.F", text), name
+
+
+def test_all_loads_are_in_flight_before_the_first_is_used(code) -> None:
+    """Between the first and the last 128-bit load of the main loop nothing is computed on data."""
+    instructions = code["AdamWKernel bfloat16 split"]
+    wide = [i for i, text in enumerate(instructions) if "LDG.E.128" in text]
+    # Parameter, gradient, remainder; two moments of up to 32 bytes; the gradient's second half.
+    assert len(wide) == 8
+    between = "\n".join(instructions[wide[0] : wide[-1]])
+    assert not re.search(r"\b(FMUL|FADD|MUFU|BRA|CALL)", between)
+
+
+def test_operations_are_not_contracted(code) -> None:
+    """Eight elements at a time and one: W1 to W6 have 7 additions each, all of them visible.
+
+    Contracted, 4 of them would be part of a fused multiply-add.
+    """
+    for name in ("AdamWKernel bfloat16 nearest", "AdamWKernel float16 master amsgrad"):
+        additions = sum(bool(re.search(r"\bFADD(?!\.FTZ)", text)) for text in code[name])
+        assert additions >= (8 + 1) * 7, name

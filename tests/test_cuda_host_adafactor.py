@@ -1,0 +1,145 @@
+"""The CUDA Adafactor kernels, run on the CPU through `step`, against the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import host_module
+import pytest
+import torch
+from cases import ADAFACTOR, DTYPE_MODES, Case, TensorCase, tensor_cases
+from parity import Bench
+
+from fused_optim import dispatch
+from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.tables import AccumulateRow, AdamWRow
+
+CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
+TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)
+
+
+@pytest.fixture(autouse=True)
+def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sends CPU tensors to the CUDA kernels; returns their extension, its counters at zero."""
+    cuda, load = host_module.backend(), dispatch.load
+    monkeypatch.setenv(dispatch.TEST_VARIABLE, "cuda")
+    monkeypatch.setattr(dispatch, "load", lambda name: cuda if name == "cuda" else load(name))
+    cuda._C.set_thread_order(0)
+    cuda._C.take_counters()
+    return cuda._C
+
+
+@pytest.mark.parametrize(("turn", "case"), list(enumerate(CASES)), ids=str)
+def test_one_step_is_the_oracles(on_the_host: Any, turn: int, case: Case) -> None:
+    tensors = [t for t in tensor_cases(3 * turn) if t.dtype is not torch.float64]
+    bench = Bench(case, tensors, "cuda", seed=turn)
+    bench.randomise(1 + 4 * turn)
+    bench.step_and_check(1 + 4 * turn, bench.set_gradients())
+    assert on_the_host.take_counters()["launches"] == 5 * (len(DTYPE_MODES) - 1)
+
+
+def test_shapes_of_several_tiles() -> None:
+    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_000,), (1, 70_000))
+    for dtype, mode in ((torch.float32, "none"), (torch.bfloat16, "split")):
+        bench = Bench(ADAFACTOR[3], [TensorCase(shape, dtype, mode) for shape in shapes], "cuda")
+        bench.randomise(5)
+        bench.step_and_check(5, bench.set_gradients(-2, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_tensors_equal_contiguous_ones(dtype: torch.dtype) -> None:
+    """Bit for bit where sums have one order, and they do: it is that of logical indices."""
+    results = []
+    for strided in (False, True):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(40, 56).to(dtype)) for _ in range(3)]
+        for p in params:
+            p.grad = torch.randn(56, 40).t().to(dtype)
+            if not strided:
+                p.grad = p.grad.contiguous()
+        if strided:
+            params[1].data = params[1].data.t().contiguous().t()
+        case = ADAFACTOR[3]
+        optimizer = case.make(params, "cuda")
+        optimizer.step()
+        results.append([p.detach().clone() for p in params])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_thread_order_changes_no_bit(on_the_host: Any, seed: int) -> None:
+    """A missing barrier would let it, see test_cuda_sanitizers.py."""
+    results = []
+    for order in (0, seed):
+        on_the_host.set_thread_order(order)
+        torch.manual_seed(0)
+        shapes = (300, 40), (9, 700), (3, 50, 8), (3000,)
+        params = [torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in shapes]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=1.0)
+        optimizer.step()
+        optimizer.step()
+        results.append([p.detach().clone() for p in params])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("op", ["adamw", "adafactor", "accumulate"])
+def test_grad_square_sums(op: str) -> None:
+    """Two launches; the row's second word is a clamp for AdamW alone."""
+    key = BucketKey(op, torch.device("cpu"), torch.float32, "none", False, False)
+    row = AdamWRow(clip_value=0.5) if op == "adamw" else AccumulateRow(grad_mul=-1.0)
+    bucket = Bucket(key, rows=[row])
+    for shape in ((0,), (5,), (3, 8192 + 24), (100_000,)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            grad = torch.randn(shape).to(dtype)
+            bucket.entries.append(TensorEntry(torch.zeros(shape), grad))
+    scale = torch.tensor(0.25)
+    actual = host_module.backend().grad_square_sums(bucket, Launch(grad_scale=scale))
+    limit = 0.5 if op == "adamw" else torch.inf
+    grads = [(entry.grad.double() * 4).clamp(-limit, limit) for entry in bucket.entries]
+    expected = torch.stack([g.square().sum() for g in grads])
+    torch.testing.assert_close(actual.double(), expected, rtol=4e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_accumulate(dtype: torch.dtype) -> None:
+    key = BucketKey("accumulate", torch.device("cpu"), dtype, "nearest", False, False)
+    bucket, expected = Bucket(key, rows=[AccumulateRow(grad_mul=0.5)]), []
+    for shape in ((0,), (9,), (8192 + 24,)):
+        for grad_dtype in (torch.float32, torch.bfloat16, torch.float64):
+            entry = TensorEntry(torch.randn(shape).to(dtype), torch.randn(shape).to(grad_dtype))
+            expected.append((entry.param.float() + 0.5 * entry.grad.float()).to(dtype))
+            bucket.entries.append(entry)
+    host_module.backend().accumulate_(bucket, Launch())
+    for entry, value in zip(bucket.entries, expected, strict=True):
+        assert torch.equal(entry.param, value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale_parameter", "bytes_per_parameter"),
+    [("stochastic", False, 10), ("stochastic", True, 12)]
+    + [("split", False, 14), ("split", True, 18)],
+)
+def test_traffic(
+    on_the_host: Any, mode: str, scale_parameter: bool, bytes_per_parameter: int
+) -> None:
+    """Three passes over the gradients, one or two over the parameters; the rest is below 5 %."""
+    options = {"lr": 0.01, "relative_step": False, "scale_parameter": scale_parameter}
+    param = torch.nn.Parameter(torch.randn(1024, 1024).bfloat16())
+    case = Case("adafactor", ADAFACTOR[0].optimizer, ADAFACTOR[0].oracle, options)
+    optimizer = case.make([param], "cuda", low_precision=mode)
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    on_the_host.take_counters()
+    optimizer.step()
+    counted = on_the_host.take_counters()
+    assert counted["launches"] == 5
+    traffic = (counted["bytes_loaded"] + counted["bytes_stored"]) / param.numel()
+    assert bytes_per_parameter <= traffic < 1.05 * bytes_per_parameter
+
+
+def test_scratch_is_a_small_share(on_the_host: Any) -> None:
+    for shape in ((1, 8192, 8192), (1, 128_256, 4096), (8, 4096, 14_336)):
+        numel = shape[0] * shape[1] * shape[2]
+        assert 4 * on_the_host.adafactor_scratch(*shape) < 0.01 * 2 * numel
