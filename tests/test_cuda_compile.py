@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,9 +67,12 @@ def usage() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def built_architectures() -> list[str]:
-    import fused_optim.cuda as cuda
-
-    return [name for name in cuda._C.ARCHITECTURES.split() if name.startswith("sm_")]
+    # In a process of its own: in this one, other tests may have loaded the host's module instead.
+    program = "from fused_optim import _C; print(_C.ARCHITECTURES)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return [name for name in run.stdout.split() if name.startswith("sm_")]
 
 
 @pytest.fixture(scope="module")

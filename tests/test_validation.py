@@ -123,7 +123,10 @@ ADAM_WEIGHT_DECAY = [
 ]
 
 
-@pytest.mark.parametrize("bad,message", ADAM_WEIGHT_DECAY, ids=str)
+# Ids without values: that of a lambda holds its address, and xdist's workers must agree on ids.
+@pytest.mark.parametrize(
+    "bad,message", ADAM_WEIGHT_DECAY, ids=["-".join(bad) for bad, _ in ADAM_WEIGHT_DECAY]
+)
 def test_bad_values_of_adam_weight_decay_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         fused_optim.AdamWeightDecay(parameters(), **bad)

@@ -177,7 +177,7 @@ def _finalise_unfactored_(work: _Work) -> torch.Tensor:
 
 
 def _alpha(work: _Work) -> torch.Tensor:
-    """Stage F5; writes the entry's RMS where it keeps one."""
+    """[F5] Return the step size before clipping; writes the entry's RMS where it keeps one."""
     dtype, row = work.entry.exp_avg_sq.dtype, work.row
     if not row.flags & _SCALE_PARAMETER:
         return torch.full((), row.rho, dtype=dtype, device=work.grad.device)
@@ -188,7 +188,7 @@ def _alpha(work: _Work) -> torch.Tensor:
 
 
 def _update(work: _Work, at: Tile) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Stage F6: the unscaled update of one tile as a fresh tensor and what to multiply it with.
+    """[F6] Return the unscaled update of one tile as a fresh tensor and what to multiply it with.
 
     The second factor is r of F4, ``[batch, rows, 1]``, where nothing but a product is asked for:
     it is cheaper to apply per row.
@@ -205,7 +205,7 @@ def _update(work: _Work, at: Tile) -> tuple[torch.Tensor, torch.Tensor | float]:
 
 
 def _scale(work: _Work) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stage F7: (what the update is multiplied with, alpha)."""
+    """[F7] Return (what the update is multiplied with, alpha)."""
     alpha, row = work.alpha, work.row
     if row.flags & _HOLD_IF_ZERO:
         alpha = torch.where(work.u_sum == 0, 0.0, alpha)

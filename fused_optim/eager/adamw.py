@@ -14,7 +14,7 @@ def adamw_(bucket, launch) -> None:
     if skipped(launch):
         return
     if torch_fused.covers(bucket, launch):
-        torch_fused.adamw_(bucket)
+        torch_fused.run_(bucket)
         return
     for index, entry in enumerate(bucket.entries):
         row = bucket.rows[entry.row]

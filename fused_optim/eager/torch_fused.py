@@ -55,7 +55,7 @@ def covers(bucket, launch) -> bool:
     )
 
 
-def adamw_(bucket) -> None:
+def run_(bucket) -> None:
     """Run the bucket's step, one operator call per row. `covers` must have said yes."""
     by_row: list[list] = [[] for _ in bucket.rows]
     for entry in bucket.entries:

@@ -1,0 +1,214 @@
+"""The table of cases: optimizers with their options and oracles, and the tensors they update.
+
+One table drives every backend. `FUSED_OPTIM_TEST_BACKEND` names the backends that a run tests,
+separated by commas; a new optimizer adds its rows to `CASES`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from reference_fp32 import MODES
+from tolerances import dtype_name
+
+import fused_optim
+from fused_optim import torch_compat
+
+BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager").split(",")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
+
+
+def device_of(backend: str) -> torch.device:
+    """Return where a backend's tensors live: on the GPU if it has kernels and there is one."""
+    return torch.device("cuda" if backend != "eager" and torch.cuda.is_available() else "cpu")
+
+
+# --- optimizers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer with its options.
+
+    Attributes:
+        family: "adamw" or "adafactor": which of the package's two update rules it runs.
+        optimizer: the class.
+        oracle: float64 function of one step; takes the same options by the same names.
+        options: of the constructor.
+    """
+
+    family: str
+    optimizer: type[torch.optim.Optimizer]
+    oracle: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return what pytest calls the case."""
+        where = "torch." if self.optimizer.__module__.endswith("torch_compat") else ""
+        options = "-".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{where}{self.optimizer.__name__}-{options}".replace(" ", "").rstrip("-")
+
+    def make(self, params: Any, backend: str = "eager", **more: Any) -> torch.optim.Optimizer:
+        """Construct the optimizer."""
+        return self.optimizer(params, backend=backend, **{**self.options, **more})
+
+    def step(self, p: Any, g: Any, state: Any, t: int, dtype: torch.dtype, **more: Any) -> Any:
+        """Run the oracle for a parameter of ``dtype``, whose epsilon may be a default."""
+        options = {**self.options, **more}
+        if self.oracle is oracle.adafactor_torch:
+            eps1, eps2 = options.get("eps", (None, 1e-3))
+            options["eps"] = (torch.finfo(dtype).eps if eps1 is None else eps1, eps2)
+        if options.pop("decoupled_weight_decay", False):
+            return oracle.adamw_torch(p, g, state, t, **options)
+        return self.oracle(p, g, state, t, **options)
+
+    @property
+    def decays(self) -> bool:
+        """Whether a step multiplies the parameter by a factor other than 1."""
+        default = 1e-2 if self.oracle is oracle.adamw_torch else 0.0
+        names = ("weight_decay", "weight_decay_rate")
+        return next((self.options[n] for n in names if n in self.options), default) != 0.0
+
+
+def _grid(**choices: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+_BOTH = (False, True)
+_ADAM = {"lr": (1e-2,), "amsgrad": _BOTH, "maximize": _BOTH}
+
+TRANSFORMERS_ADAMW = [
+    Case("adamw", fused_optim.AdamW, oracle.adamw_transformers, options)
+    for options in (
+        {},
+        *_grid(lr=(1e-2,), weight_decay=(0.0, 0.1, -0.1), correct_bias=_BOTH, maximize=_BOTH),
+        {"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 2.0},
+    )
+]
+TORCH_ADAMW = [
+    Case("adamw", torch_compat.AdamW, oracle.adamw_torch, options)
+    for options in ({}, *_grid(**_ADAM, weight_decay=(0.0, 0.1)), {"betas": (0.5, 0.0), "eps": 0.1})
+]
+TORCH_ADAM = [
+    Case("adamw", torch_compat.Adam, oracle.adam_torch, options)
+    for options in (
+        {},
+        *_grid(**_ADAM, weight_decay=(0.0, 0.1)),
+        {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    )
+]
+TENSORFLOW = [
+    Case("adamw", fused_optim.AdamWeightDecay, oracle.adam_weight_decay_tf, options)
+    for options in (
+        {},
+        *_grid(amsgrad=_BOTH, maximize=_BOTH, weight_decay_rate=(0.0, 0.1)),
+        {"learning_rate": 0.1, "epsilon": 0.0, "weight_decay_rate": -0.1, "decay": 0.5},
+    )
+]
+ADAMW = [*TRANSFORMERS_ADAMW, *TORCH_ADAMW, *TORCH_ADAM, *TENSORFLOW]
+
+TRANSFORMERS_ADAFACTOR = [
+    Case("adafactor", fused_optim.Adafactor, oracle.adafactor, {**rate, **options})
+    for rate in (
+        {},
+        {"warmup_init": True},
+        {"lr": 0.03, "relative_step": False},
+    )
+    for options in (
+        *_grid(scale_parameter=_BOTH, beta1=(None, 0.9), weight_decay=(0.0, 0.1)),
+        {"maximize": True, "beta1": 0.0, "weight_decay": -0.1},
+        {"eps": (1e-3, 0.5), "decay_rate": -0.5, "clip_threshold": 0.3},
+        {"eps": (0.0, 0.0), "clip_threshold": float("inf")},
+    )
+]
+TORCH_ADAFACTOR = [
+    Case("adafactor", torch_compat.Adafactor, oracle.adafactor_torch, options)
+    for options in (
+        {},
+        *_grid(lr=(0.7,), weight_decay=(0.0, 0.1), maximize=_BOTH),
+        {"beta2_decay": -0.5, "d": 2.0, "eps": (1e-2, 0.5)},
+        {"lr": 0.1, "eps": (0.0, 0.0)},
+    )
+]
+ADAFACTOR = [*TRANSFORMERS_ADAFACTOR, *TORCH_ADAFACTOR]
+
+CASES = [*ADAMW, *ADAFACTOR]
+
+ONE_OF_EACH = [
+    Case("adamw", fused_optim.AdamW, oracle.adamw_transformers, {"lr": 0.01, "weight_decay": 0.1}),
+    Case("adamw", torch_compat.AdamW, oracle.adamw_torch, {"lr": 0.01, "amsgrad": True}),
+    Case("adamw", torch_compat.Adam, oracle.adam_torch, {"lr": 0.01, "weight_decay": 0.1}),
+    Case(
+        "adamw",
+        fused_optim.AdamWeightDecay,
+        oracle.adam_weight_decay_tf,
+        {"learning_rate": 0.01, "weight_decay_rate": 0.1},
+    ),
+    Case("adafactor", fused_optim.Adafactor, oracle.adafactor, {"beta1": 0.9}),
+    Case(
+        "adafactor",
+        fused_optim.Adafactor,
+        oracle.adafactor,
+        {"lr": 0.01, "relative_step": False, "scale_parameter": False, "weight_decay": 0.1},
+    ),
+    Case("adafactor", torch_compat.Adafactor, oracle.adafactor_torch, {"weight_decay": 0.1}),
+]
+"""Every optimizer, for tests of what does not depend on its flags."""
+
+# --- tensors -------------------------------------------------------------------------------------
+
+SHAPES = [
+    *((), (0,), (1,), (7,), (3, 0), (0, 4), (2, 0, 3)),
+    *((1, 9), (9, 1), (1, 1), (5, 4), (2, 3, 4), (1, 2, 1, 5), (2, 3, 2, 2), (2, 1, 2, 3, 2)),
+]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+STATE_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def modes(dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the precision modes that a parameter of ``dtype`` may train in."""
+    return MODES.get(dtype_name(dtype), ("none",))
+
+
+DTYPE_MODES = [(dtype, mode) for dtype in FLOATS for mode in modes(dtype)]
+LOW_PRECISION = [pair for pair in DTYPE_MODES if pair[1] != "none"]
+
+
+@dataclass(frozen=True)
+class TensorCase:
+    """A parameter: how it is stored, and the dtypes of its gradient and moments."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    mode: str = "none"
+    grad_dtype: torch.dtype | None = None  # the parameter's
+    state_dtype: torch.dtype = torch.float32
+
+    @property
+    def group_options(self) -> dict[str, Any]:
+        """The options of its parameter group."""
+        low_precision = "auto" if self.mode == "none" else self.mode
+        return {"low_precision": low_precision, "state_dtype": self.state_dtype}
+
+
+def tensor_cases(shift: int) -> list[TensorCase]:
+    """Return a parameter of every dtype, mode, gradient dtype and state dtype.
+
+    Shapes take turns that start with ``shift``, so that a table of cases run with shifts 0, 1, ...
+    meets every shape in every combination.
+    """
+    shapes = itertools.islice(itertools.cycle(SHAPES), shift % len(SHAPES), None)
+    return [
+        TensorCase(next(shapes), dtype, mode, grad_dtype, state_dtype)
+        for (dtype, mode), grad_dtype in itertools.product(DTYPE_MODES, FLOATS)
+        for state_dtype in (STATE_DTYPES if dtype is not torch.float64 else STATE_DTYPES[:1])
+    ]

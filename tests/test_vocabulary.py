@@ -1,0 +1,67 @@
+"""One op vocabulary, one argument order and one set of equation labels in every backend.
+
+Read from the sources, so that backends which can't be imported here are held to it too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONTRACT = (ROOT / "docs" / "kernel_contract.md").read_text()
+BACKENDS = {
+    "eager": sorted((ROOT / "fused_optim" / "eager").glob("*.py")),
+    "triton": sorted((ROOT / "triton_kernels").glob("*.py")),
+    "cuda": [ROOT / "fused_optim" / "cuda.py"],
+}
+MATH = {
+    "eager": BACKENDS["eager"],
+    "triton": BACKENDS["triton"],
+    "cuda": sorted((ROOT / "csrc").glob("*.cu*")),
+}
+
+
+def contract_ops() -> dict[str, list[str]]:
+    table = CONTRACT.split("## 1. Ops")[1].split("## 2.")[0]
+    return {
+        name: [argument.strip() for argument in arguments.split(",")]
+        for name, arguments in re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", table, re.MULTILINE)
+    }
+
+
+def exported(paths: list[Path]) -> set[str]:
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                return set(ast.literal_eval(node.value))
+    raise AssertionError("no __all__")
+
+
+def signatures(paths: list[Path]) -> dict[str, list[str]]:
+    functions = [n for p in paths for n in ast.parse(p.read_text()).body]
+    return {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in functions
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ops_are_those_of_the_contract(backend: str) -> None:
+    ops = contract_ops()
+    assert len(ops) == 7
+    assert exported(BACKENDS[backend]) == set(ops)
+    found = signatures(BACKENDS[backend])
+    assert {name: found[name] for name in ops} == ops
+
+
+@pytest.mark.parametrize("backend", MATH)
+def test_every_equation_is_labelled(backend: str) -> None:
+    labels = set(re.findall(r"\[([WF]\d+)\]", CONTRACT))
+    assert labels == {f"W{i}" for i in range(1, 7)} | {f"F{i}" for i in range(1, 11)}
+    sources = "\n".join(path.read_text() for path in MATH[backend])
+    assert labels - set(re.findall(r"\[([WF]\d+)\]", sources)) == set()
