@@ -44,10 +44,13 @@ ELEMENTWISE = [
     case(fused_optim.AdamW, adamw_transformers, lr=0.0, maximize=True, correct_bias=False),
     case(torch_compat.AdamW, adamw_torch, lr=0.0, amsgrad=True, maximize=True, **DECAY),
     case(torch_compat.Adam, adam_torch, lr=0.0),
-    case(fused_optim.AdamWeightDecay, adam_weight_decay_tf, learning_rate=0.0, **{
-        "weight_decay_rate": 0.1, "epsilon": 1e-8
-    }),
-]  # fmt: skip
+    case(
+        fused_optim.AdamWeightDecay,
+        adam_weight_decay_tf,
+        learning_rate=0.0,
+        weight_decay_rate=0.1,
+    ),
+]
 UNSCALED = [case(fused_optim.Adafactor, adafactor, lr=0.0, scale_parameter=False, **FIXED)]
 SCALED = [
     case(fused_optim.Adafactor, adafactor, lr=0.0, **FIXED),
