@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 
 from fused_optim import adam_scalars, precision, tables, validation
 from fused_optim.base import CommonOptions, FusedOptimizer
+from fused_optim.scalars import Scalar, minimum, number, sqrt
 from fused_optim.state import StateTensor
 from fused_optim.tables import AdafactorRow
 
@@ -135,7 +135,7 @@ class Adafactor(AdafactorFamily):
     @staticmethod
     def _get_lr(group: dict[str, Any], param_state: dict[str, Any]) -> float:
         """As transformers' method of this name, which its ``AdafactorSchedule`` calls."""
-        rho = relative_step_size(group, param_state["step"])
+        rho = relative_step_size(group, int(param_state["step"]))
         if not group["scale_parameter"]:
             return rho
         return rho * max(group["eps"][1], float(param_state["RMS"]))
@@ -184,22 +184,27 @@ class Adafactor(AdafactorFamily):
             StateTensor("exp_avg_sq_col", "max_exp_avg_sq", dtype, "cols"),
         )
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdafactorRow:
-        hold = group["relative_step"] and group["lr"] is not None and float(group["lr"]) == 0.0
-        beta1 = group["beta1"] or 0.0
+    def _row(
+        self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable
+    ) -> AdafactorRow:
+        flags = tables.SCALE_PARAMETER * group["scale_parameter"]
+        if group["relative_step"] and group["lr"] is not None:
+            flags = flags + tables.HOLD_IF_ZERO * (number(group["lr"], step) == 0.0)
+        beta1 = 0.0 if group["beta1"] is None else number(group["beta1"], step)
+        omb2 = step ** number(group["decay_rate"], step)
         return AdafactorRow(
             grad_mul=adam_scalars.sign(group),
             rho=relative_step_size(group, step),
-            eps_grad=group["eps"][0],
-            eps_rms=group["eps"][1],
-            clip_threshold=group["clip_threshold"],
-            b2=1.0 - step ** group["decay_rate"],
-            omb2=step ** group["decay_rate"],
+            eps_grad=number(group["eps"][0], step),
+            eps_rms=number(group["eps"][1], step),
+            clip_threshold=number(group["clip_threshold"], step),
+            b2=1.0 - omb2,
+            omb2=omb2,
             b1=beta1,
             omb1=1.0 - beta1,
-            decay_alpha=group["weight_decay"],
+            decay_alpha=number(group["weight_decay"], step),
             step=step,
-            flags=tables.SCALE_PARAMETER * group["scale_parameter"] | tables.HOLD_IF_ZERO * hold,
+            flags=flags,
         )
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -211,9 +216,9 @@ class Adafactor(AdafactorFamily):
         return saved
 
 
-def relative_step_size(group: dict[str, Any], step: int) -> float:
+def relative_step_size(group: dict[str, Any], step: int | torch.Tensor) -> Scalar:
     """Return rho: the step size before it is scaled with the parameter."""
     if not group["relative_step"]:
-        return float(group["lr"])
+        return number(group["lr"], step)
     ceiling = 1e-6 * step if group["warmup_init"] else 1e-2
-    return min(ceiling, 1.0 / math.sqrt(step))
+    return minimum(ceiling, 1.0 / sqrt(step))

@@ -1,6 +1,7 @@
-"""The host scalars of the Adam family: what transformers, torch and TensorFlow do differently.
+"""The scalars of the Adam family: what transformers, torch and TensorFlow do differently.
 
-Everything is a Python double; complements such as ``1 - beta`` are taken here, never in a kernel.
+Everything is a double, complements such as ``1 - beta`` included, on the host or (`scalars`) on the
+device; never in a kernel.
 """
 
 from __future__ import annotations
@@ -8,12 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
+from fused_optim.scalars import Scalar, at_least_zero, complement_of_power, number, sqrt
 from fused_optim.tables import AdamWRow
-
-
-def bias_correction(beta: float, step: int) -> float:
-    """Return ``1 - beta**step`` without the cancellation of the direct formula."""
-    return -math.expm1(step * math.log(beta)) if beta > 0.0 else 1.0
 
 
 def sign(group: dict[str, Any]) -> float:
@@ -21,30 +20,27 @@ def sign(group: dict[str, Any]) -> float:
     return -1.0 if group["maximize"] else 1.0
 
 
-def transformers_row(group: dict[str, Any], step: int) -> AdamWRow:
+def transformers_row(group: dict[str, Any], step: int | torch.Tensor) -> AdamWRow:
     """Decay after the update; eps on the square root before its bias correction."""
-    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+    lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
     step_size = lr
     if group["correct_bias"]:
-        step_size *= math.sqrt(bias_correction(beta2, step)) / bias_correction(beta1, step)
-    # transformers ignores a negative weight decay.
-    decay = 1.0 - lr * group["weight_decay"] if group["weight_decay"] > 0.0 else 1.0
+        step_size = lr * _correction(beta1, beta2, step)
     return AdamWRow(
         grad_mul=sign(group),
         omb1=1.0 - beta1,
         b2=beta2,
         omb2=1.0 - beta2,
         step_size=step_size,
-        eps=group["eps"],
-        decay_after=decay,
+        eps=eps,
+        decay_after=1.0 - lr * at_least_zero(weight_decay),  # as transformers
         step=step,
     )
 
 
-def torch_row(group: dict[str, Any], step: int, *, decoupled: bool) -> AdamWRow:
+def torch_row(group: dict[str, Any], step: int | torch.Tensor, *, decoupled: bool) -> AdamWRow:
     """Decay before the update, or L2; eps on the bias-corrected square root."""
-    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-    weight_decay = group["weight_decay"]
+    lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
     return AdamWRow(
         grad_mul=sign(group),
         l2=0.0 if decoupled else weight_decay,
@@ -52,26 +48,39 @@ def torch_row(group: dict[str, Any], step: int, *, decoupled: bool) -> AdamWRow:
         omb1=1.0 - beta1,
         b2=beta2,
         omb2=1.0 - beta2,
-        step_size=lr / bias_correction(beta1, step),
-        denom_scale=1.0 / math.sqrt(bias_correction(beta2, step)),
-        eps=group["eps"],
+        step_size=lr / complement_of_power(beta1, step),
+        denom_scale=1.0 / sqrt(complement_of_power(beta2, step)),
+        eps=eps,
         step=step,
     )
 
 
-def tensorflow_row(group: dict[str, Any], step: int, *, decays: bool, lr: float) -> AdamWRow:
+def tensorflow_row(
+    group: dict[str, Any], step: int | torch.Tensor, *, decays: bool, lr_divisor: float
+) -> AdamWRow:
     """Decay before the update; eps on the square root before its bias correction."""
-    beta1, beta2 = group["betas"]
+    lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
+    lr = lr / lr_divisor
     clip_value = group["clipvalue"]
-    correction = math.sqrt(bias_correction(beta2, step)) / bias_correction(beta1, step)
     return AdamWRow(
         grad_mul=sign(group),
         clip_value=math.inf if clip_value is None else clip_value,
-        decay_before=1.0 - lr * group["weight_decay"] if decays else 1.0,
+        decay_before=1.0 - lr * weight_decay if decays else 1.0,
         omb1=1.0 - beta1,
         b2=beta2,
         omb2=1.0 - beta2,
-        step_size=lr * correction,
-        eps=group["eps"],
+        step_size=lr * _correction(beta1, beta2, step),
+        eps=eps,
         step=step,
     )
+
+
+def _hyperparameters(group: dict[str, Any], step: int | torch.Tensor) -> tuple[Scalar, ...]:
+    """Return lr, both betas, eps and weight decay as doubles."""
+    values = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+    return tuple(number(value, step) for value in values)
+
+
+def _correction(beta1: Scalar, beta2: Scalar, step: int | torch.Tensor) -> Scalar:
+    """Return what both bias corrections come to where eps is added before them."""
+    return sqrt(complement_of_power(beta2, step)) / complement_of_power(beta1, step)

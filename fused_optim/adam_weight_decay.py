@@ -47,7 +47,7 @@ class AdamWeightDecay(AdamFamily):
             where there are no patterns. A group's weight decay is its key ``weight_decay``.
         learning_rate: a number, or a callable of the step that `step` itself evaluates at its own
             count, from 0: `WarmUp`, `PolynomialDecay` or any function. It is written to
-            ``group["lr"]`` and not saved with the state.
+            ``group["lr"]`` and not saved with the state. Callables do not go with ``capturable``.
         beta_1: decay rate of the first moment, in [0, 1).
         beta_2: decay rate of the second moment, in [0, 1).
         epsilon: added to the denominator; 0 means 1e-7, as in Keras.
@@ -150,6 +150,11 @@ class AdamWeightDecay(AdamFamily):
         validation.check_flag(group["amsgrad"], "amsgrad")
         if group["clipvalue"] is not None:
             validation.check_number(group["clipvalue"], "clipvalue", low=0.0)
+        if group["capturable"] and (self.learning_rate is not None or self.decay):
+            raise ValueError(
+                "capturable=True can't go with a callable learning_rate or with decay, which are "
+                "evaluated on the host at each step; pass a number and step a scheduler beside it"
+            )
         has_patterns = self.include_in_weight_decay or self.exclude_from_weight_decay
         if has_patterns and group["params"] and "param_names" not in group:
             raise ValueError(
@@ -159,11 +164,12 @@ class AdamWeightDecay(AdamFamily):
 
     def _prepare_step(self) -> None:
         for group in self.param_groups:
-            # A rate of 0 before the first step is not the schedule's own: with such a step and
-            # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
-            held = group["iterations"] == 0 and float(group["lr"]) == 0.0
-            if self.learning_rate is not None and not held:
-                group["lr"] = float(self.learning_rate(group["iterations"]))
+            if self.learning_rate is not None:
+                # A rate of 0 before the first step is not the schedule's own: with such a step and
+                # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
+                held = group["iterations"] == 0 and float(group["lr"]) == 0.0
+                if not held:
+                    group["lr"] = float(self.learning_rate(group["iterations"]))
             group["iterations"] += 1
 
     def _structure(self, group: dict[str, Any]) -> Hashable:
@@ -174,10 +180,10 @@ class AdamWeightDecay(AdamFamily):
         names = group.get("param_names")
         return self.decays(names[index] if names else "")
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdamWRow:
+    def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> AdamWRow:
         # `_prepare_step` has counted this step already; Keras counts it afterwards.
-        lr = float(group["lr"]) / (1.0 + self.decay * (group["iterations"] - 1))
-        return adam_scalars.tensorflow_row(group, step, decays=bool(variant), lr=lr)
+        divisor = 1.0 + self.decay * (group["iterations"] - 1)
+        return adam_scalars.tensorflow_row(group, step, decays=bool(variant), lr_divisor=divisor)
 
     def _clip(self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None) -> None:
         if not launches:

@@ -102,7 +102,7 @@ class AdamW(AdamFamily):
         validation.check_number(group["weight_decay"], "weight_decay")
         validation.check_flag(group["correct_bias"], "correct_bias")
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdamWRow:
+    def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> AdamWRow:
         return adam_scalars.transformers_row(group, step)
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:

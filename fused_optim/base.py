@@ -6,13 +6,23 @@ It does no tensor arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypedDict
 
 import torch
 
-from fused_optim import dispatch, loading, plan_records, precision, state, validation
-from fused_optim.launch import STATE_FIELDS, Bucket, BucketKey, Launch, Row, TensorEntry
+from fused_optim import (
+    bucketing,
+    capturable,
+    dispatch,
+    loading,
+    plan_upload,
+    precision,
+    state,
+    validation,
+)
+from fused_optim.launch import Bucket, BucketKey, Launch, Row
 from fused_optim.plan import Plan
 from fused_optim.steady import Steady, increment_versions
 
@@ -48,7 +58,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             ``"nearest"``, ``"stochastic"``, ``"kahan"``, ``"split"`` or ``"master"``.
         state_dtype: how moments are stored, or None for torch's footprint.
         maximize: ascend instead of descend.
-        capturable: keep step counts and learning rates on the device, for CUDA graphs.
+        capturable: keep step counts and learning rates on the device, for CUDA graphs:
+            ``state[p]["step"]`` and ``group["lr"]`` are 0-d tensors. Schedulers write to the
+            latter in place, so a replayed graph follows them, as it does betas, eps and
+            weight decay that are given as tensors on the device. Nothing is read back, nor is a
+            ``GradScaler``'s ``found_inf``.
         max_grad_norm: scale all gradients together to at most this norm, as
             ``torch.nn.utils.clip_grad_norm_`` does, within the step and without writing to them.
         seed: of stochastic rounding, 64 bits. Use the same one on every replica.
@@ -71,7 +85,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     grad_norm: torch.Tensor | None = None
     fused_unscale: bool = False
     # Tables of the last step, and what it takes to see that they still hold. Never saved.
-    _plans: dict[tuple[BucketKey, str], Plan] | None = None
+    _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
     _steady: Steady | None = None
 
     def __init__(
@@ -118,8 +132,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         raise NotImplementedError
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> Row:
-        """Return the scalars of a step; ``variant`` is what `_row_variant` returned."""
+    def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> Row:
+        """Return the scalars of a step; ``variant`` is what `_row_variant` returned.
+
+        Written with `fused_optim.scalars`: in capturable groups ``step`` is a float64 tensor, with
+        one count for each parameter of this variant.
+        """
         raise NotImplementedError
 
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
@@ -171,7 +189,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         except OSError as error:
             # Triton's cache is a folder, and may fail like one: before anything ran, and, as an
             # update's kernels are compiled together, before anything of this update did.
-            if bucket.backend != "triton" or not bucket.entries:
+            if bucket.backend != "triton" or not bucket.entries or bucket.key.capturable:
                 raise
             dispatch.give_up("triton", error)
             bucket.backend, bucket.plan = "eager", None
@@ -185,7 +203,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: a hyperparameter or parameter can't be used; nothing was added.
-            NotImplementedError: the group asks for ``capturable``.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -199,6 +216,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        capturable.make_lr_tensor(param_group)
         given.update(param_group)
         self.param_groups[-1] = given  # as torch, which adds the very dict it is given
 
@@ -217,12 +235,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 precision.resolve_mode(group["low_precision"], param.dtype)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-        if group["capturable"]:
-            raise NotImplementedError(
-                f"{type(self).__name__}, group {group_index}: capturable=True has no "
-                "implementation in the eager, triton or cuda backend of this version; "
-                "use capturable=False"
-            )
 
     @_disable_dynamo
     @torch.no_grad()
@@ -246,32 +258,43 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # With a fused GradScaler the decision to skip is on the device, but step counts are not.
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:
+        # Where step counts are on the host, so has to be the decision to skip.
+        if found_inf is not None and not self._all_capturable() and found_inf.item() != 0:
             return loss
-        steady = self._steady.advance(self) if self._steady else None
+        captures = plan_upload.capturing()
+        steady = self._steady.advance(self) if self._steady and not captures else None
         if steady is not None:
             buckets, written = steady
             self._run_step(buckets)
             increment_versions(written)
             return loss
-        self._steady = None
-        pending = list(self._parameters_with_gradients())
-        kinds = self._kinds([(group_index, param) for group_index, _, param, _, _ in pending])
+        pending = bucketing.parameters_with_gradients(self)
+        kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
+        if captures:
+            capturable.check_capture(self, pending)
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
-            state.ensure(param, self.state[param], kind.spec)
+            state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
+        homes = bucketing.sorted_into_buckets(self, pending, kinds)
+        buckets = list({id(bucket): bucket for bucket, _ in homes}.values())
+        for bucket in buckets:
+            bucket.kept_plan = None if captures else self._plans.get((bucket.key, bucket.backend))
         if pending:
             self._prepare_step()
-        buckets = self._buckets(pending, kinds)
+        bucketing.advance(self, pending, homes, found_inf)
         self._run_step(buckets)
         for bucket in buckets:
             if bucket.plan is not None:
                 increment_versions(bucket.written())
-        self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
-        if pending and Steady.holds_for(pending):
-            self._steady = Steady(self, pending, kinds, buckets)
+        if not captures:  # capturable.py, note: [capture]
+            capturable.prepare_capture(buckets)
+            self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
+            lasts = pending and Steady.holds_for(pending, kinds)
+            self._steady = Steady(self, pending, kinds, buckets) if lasts else None
         return loss
+
+    def _all_capturable(self) -> bool:
+        return all(group["capturable"] for group in self.param_groups)
 
     def _run_step(self, buckets: list[Bucket]) -> None:
         """Run the ops of a step on its buckets."""
@@ -285,8 +308,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Create the state of every parameter now, so that a lack of memory shows at once."""
         numbered = enumerate(self.param_groups)
         params = [(index, param) for index, group in numbered for param in group["params"]]
-        for (_, param), kind in zip(params, self._kinds(params), strict=True):
-            state.ensure(param, self.state[param], kind.spec)
+        for (_, param), kind in zip(params, bucketing.kinds(self, params), strict=True):
+            state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
@@ -295,6 +318,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in result.get("param_groups", ()):  # a hook may have removed them
             if isinstance(group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
+            if isinstance(group.get("lr"), torch.Tensor):  # schedulers write to it
+                group["lr"] = group["lr"].detach().clone()
         return result
 
     @_disable_dynamo
@@ -336,47 +361,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         params = (p for group in self.param_groups for p in group["params"])
         return self.fused_unscale or any(p.dtype is torch.float16 for p in params)
 
-    # From parameters to buckets.
-
-    def _parameters_with_gradients(
-        self,
-    ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, int]]:
-        """Yield (group index, index in it, parameter, gradient, number), all checked."""
-        number = -1
-        for group_index, group in enumerate(self.param_groups):
-            for index, param in enumerate(group["params"]):
-                number += 1
-                grad = getattr(param, "main_grad", None)
-                if grad is None:
-                    grad = param.grad
-                if grad is None:
-                    continue
-                if not _plain(param, grad):
-                    where = validation.place(group, group_index, index)
-                    validation.check_gradient(grad, param, type(self).__name__, where)
-                yield group_index, index, param, grad, number
-
-    def _kinds(self, params: list[tuple[int, torch.Tensor]]) -> list[_Kind]:
-        """Return what decides on the state and bucket of each (group index, parameter)."""
-        known: dict[Hashable, _Kind] = {}
-        kinds = []
-        for group_index, param in params:
-            device, dtype = param.device, param.dtype
-            alike = (group_index, device, dtype, param.dim() < 2)
-            kind = known.get(alike)
-            if kind is None:
-                group = self.param_groups[group_index]
-                mode = precision.resolve_mode(group["low_precision"], dtype)
-                amsgrad = group.get("amsgrad", False)
-                key = BucketKey(self._family, device, dtype, mode, amsgrad, group["capturable"])
-                spec = self._state_spec(group, param) + state.extra_tensor(mode, dtype)
-                backend = dispatch.choose(self.backend, self._updates[-1], device, dtype)
-                by_field = {tensor.field: tensor.key for tensor in spec}
-                keys = tuple(by_field.get(field) for field in STATE_FIELDS)
-                kind = known[alike] = _Kind(key, spec, keys, backend)
-            kinds.append(kind)
-        return kinds
-
     def _launch(self, device: torch.device) -> Launch:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         return Launch(
@@ -384,52 +368,3 @@ class FusedOptimizer(torch.optim.Optimizer):
             found_inf=None if found_inf is None else found_inf.to(device),
             seed=self.seed,
         )
-
-    def _buckets(self, pending: list, kinds: list[_Kind]) -> list[Bucket]:
-        """Advance the step counts of the pending parameters and sort them into buckets."""
-        buckets: dict[tuple[BucketKey, str], Bucket] = {}
-        for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
-            group, param_state = self.param_groups[group_index], self.state[param]
-            entry = TensorEntry(param, grad, 0, number, *map(param_state.get, kind.keys))
-            bucket = self._bucket_of(buckets, kind, entry)
-            param_state["step"] = step = param_state["step"] + 1
-            row_key = (group_index, step, self._row_variant(group, index, param))
-            row = bucket.row_index.get(row_key)
-            if row is None:
-                row = bucket.row_index[row_key] = len(bucket.rows)
-                bucket.rows.append(self._row(group, step, row_key[2]))
-            entry.row = row
-            bucket.entries.append(entry)
-        return list(buckets.values())
-
-    def _bucket_of(
-        self, buckets: dict[tuple[BucketKey, str], Bucket], kind: _Kind, entry: TensorEntry
-    ) -> Bucket:
-        """Return the bucket that an entry belongs to, a new one where it is the first."""
-        key, backend = kind.key, kind.backend
-        if backend != "eager" and not plan_records.fits(entry, key):
-            backend = "eager"
-        bucket = buckets.get((key, backend))
-        if bucket is None:
-            kept = None if self._plans is None else self._plans.get((key, backend))
-            bucket = buckets[key, backend] = Bucket(key, backend=backend, kept_plan=kept)
-        return bucket
-
-
-class _Kind(NamedTuple):
-    """What parameters of a group share that agree in device, dtype and dimensionality."""
-
-    key: BucketKey
-    spec: tuple[state.StateTensor, ...]
-    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS; None is no key of any state
-    backend: str
-
-
-def _plain(param: torch.Tensor, grad: torch.Tensor) -> bool:
-    """Return whether a gradient obviously fits its parameter: the fast way past the checks."""
-    return (
-        grad.layout is torch.strided
-        and grad.dtype in precision.SUPPORTED_DTYPES
-        and grad.shape == param.shape
-        and grad.device == param.device
-    )

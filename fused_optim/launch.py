@@ -55,6 +55,7 @@ class Bucket:
     key: BucketKey
     entries: list[TensorEntry] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
+    row_table: torch.Tensor | None = None  # capturable: the rows, packed on the device
     row_index: dict[Any, int] = dataclasses.field(default_factory=dict)
     scratch: Any = None  # what a backend keeps between the ops of one step
     backend: str = "eager"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import numbers
 from typing import Any
 
 import torch
 
 from fused_optim import precision, state, validation
+from fused_optim.capturable import step_tensor
 
 
 def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +73,8 @@ def _converted_state(
             result[key] = known[key].converted(value, param)
         else:
             result[key] = value.to(param.device) if isinstance(value, torch.Tensor) else value
-    result["step"] = int(float(saved.get("step", group_step)))
+    step = int(float(saved.get("step", group_step)))
+    result["step"] = step_tensor(step, param.device) if group["capturable"] else step
     return result
 
 
@@ -81,4 +84,16 @@ def _merged_group(optimizer, group: dict[str, Any], saved: dict[str, Any]) -> di
 
     saved = optimizer._translated_group(saved)
     kept = {key: group[key] for key in ("params", *STRUCTURAL_OPTIONS)}
-    return {**group, **{k: v for k, v in saved.items() if k != "step"}, **kept}
+    merged = {**group, **{k: v for k, v in saved.items() if k != "step"}, **kept}
+    return {key: _like(group.get(key), value) for key, value in merged.items()}
+
+
+def _like(old: Any, value: Any) -> Any:
+    """Return a loaded hyperparameter as a tensor where the old one was, else not as a tensor."""
+    if isinstance(old, torch.Tensor) and isinstance(value, (torch.Tensor, numbers.Real)):
+        return torch.as_tensor(value).to(device=old.device, dtype=old.dtype, copy=True)
+    if isinstance(old, tuple) and isinstance(value, (tuple, list)) and len(old) == len(value):
+        return tuple(map(_like, old, value))
+    if isinstance(old, numbers.Real) and isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()  # it would be read back at each step
+    return value

@@ -159,7 +159,18 @@ class Plan:
         if self._scratch_size is not None:
             self._set_scratch(records)
         self._send_records(records)
-        self.set_rows(bucket.rows)
+        if bucket.row_table is not None:
+            self.rows, self._packed_rows = bucket.row_table, b""
+        else:
+            self.set_rows(bucket.rows)
+
+    def uploaded_bytes(self) -> int:
+        """Return an upper bound of what a new plan of the same bucket copies to the device."""
+        maps = [value for value in self._derived.values() if isinstance(value, torch.Tensor)]
+        tables = [self.records, self.records, *maps]
+        if self._device_blocks is not None:
+            tables.append(self._device_blocks)
+        return sum(table.nbytes + plan_upload.STAGING_UNIT for table in tables)
 
     def set_rows(self, rows: list) -> None:
         """Bring the row table up to ``rows``."""

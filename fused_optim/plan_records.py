@@ -10,7 +10,7 @@ import torch
 from fused_optim import plan_layout
 from fused_optim.launch import Bucket, BucketKey, TensorEntry
 from fused_optim.precision import DTYPE_TAGS
-from fused_optim.tables import RECORD_SIZE, AdafactorRow, AdamWRow
+from fused_optim.tables import RECORD_SIZE, AdafactorRow, AdamWRow, float_fields
 
 _ALIGNED = 1
 _VECTOR_BYTES = 16
@@ -118,12 +118,8 @@ def _record(entry: TensorEntry, op: str) -> list[int]:
 def _packed_row(row) -> bytes:
     if type(row) not in _ROW_FORMAT:
         return _ACCUMULATE_FORMAT.pack(row.grad_mul)
-    values = dataclasses.astuple(row)
-    if isinstance(row, AdamWRow):
-        floats, words = values[:11], values[11:]
-    else:
-        floats, words = values[:13], values[13:]
-    words = [word & 0xFFFFFFFF for word in words]
+    values, split = dataclasses.astuple(row), float_fields(type(row))
+    floats, words = values[:split], [word & 0xFFFFFFFF for word in values[split:]]
     try:
         return _ROW_FORMAT[type(row)].pack(*floats, *words)
     except OverflowError:  # struct refuses what a conversion would round to infinity

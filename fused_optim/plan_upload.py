@@ -11,19 +11,56 @@ import torch
 uploads = 0
 """Copies to a device made so far; tests read it to see that a steady step makes few."""
 
+STAGING_UNIT = 64
+"""Bytes: pieces of the memory reserved for captures begin at multiples of it."""
+
+_reserve: list[torch.Tensor] = []  # pinned, for the next capture: one block, or none yet
+_captured: list[
+    torch.Tensor
+] = []  # pinned, read by CUDA graphs: fused_optim/capturable.py, note: [capture]
+
+
+def capturing() -> bool:
+    """Return whether the current stream is being captured into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
 
 def upload_(target: torch.Tensor, host: torch.Tensor) -> None:
     """Copy ``host`` into ``target`` on the current stream, without waiting for it.
 
     The staging memory is fresh for every copy. torch's pinned allocator hands it out again only
-    when the copy is done: a non-blocking copy leaves an event on it.
+    when the copy is done: a non-blocking copy leaves an event on it. A captured copy reads its
+    staging memory at each replay, so that is never given back.
     """
     global uploads
     uploads += 1
-    if target.device.type == "cpu":
+    if capturing():
+        target.copy_(_staged_for_ever(host), non_blocking=True)
+    elif target.device.type == "cpu":
         target.copy_(host)
     else:
         target.copy_(host.pin_memory(), non_blocking=True)
+
+
+def reserve_for_capture(numbytes: int) -> None:
+    """Have pinned memory ready for a capture, in which none can be allocated."""
+    if all(block.numel() < numbytes for block in _reserve):
+        pins = torch.cuda.is_initialized()
+        _reserve[:] = [torch.empty(numbytes, dtype=torch.uint8, pin_memory=pins)]
+
+
+def _staged_for_ever(host: torch.Tensor) -> torch.Tensor:
+    """Return a copy of ``host`` in memory that was reserved, and is kept from now on."""
+    if not _reserve or _reserve[0].numel() < host.nbytes:
+        raise RuntimeError(
+            "there is no pinned memory for the tables of a captured step; run a step of the same "
+            "optimizer on a side stream before each capture"
+        )
+    units = -(-host.nbytes // STAGING_UNIT)
+    taken = _reserve[0][: host.nbytes]
+    _reserve[0] = _reserve[0][units * STAGING_UNIT :]
+    _captured.append(taken)
+    return taken.view(host.dtype).view(host.shape).copy_(host)
 
 
 def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -33,9 +70,13 @@ def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return target
 
 
-@functools.cache
 def constant(value: float, device: torch.device) -> torch.Tensor:
-    """Return a float32 ``[1]`` tensor of ``value``, the same one at every call."""
+    """Return a float32 ``[1]`` tensor of ``value``, the same one at every call but in captures."""
+    return (_constant.__wrapped__ if capturing() else _constant)(value, device)
+
+
+@functools.cache
+def _constant(value: float, device: torch.device) -> torch.Tensor:
     return torch.full((1,), value, dtype=torch.float32, device=device)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fused_optim import precision
+from fused_optim.capturable import step_tensor
 from fused_optim.eager import storage
 
 _SHAPES = {
@@ -71,13 +72,23 @@ def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
     return () if extra is None else (StateTensor(extra[0], "extra", extra[1]),)
 
 
-def ensure(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
+def ensure(
+    param: torch.Tensor,
+    state: dict[str, Any],
+    spec: tuple[StateTensor, ...],
+    capturable: bool = False,
+) -> None:
     """Create what ``state`` lacks of ``spec`` and bring the rest to its dtype and device.
 
+    A ``capturable`` parameter's step count is a tensor on its device, others' a Python int.
     A state made in another precision mode is carried over: its float32 value survives as far as
     the new mode can hold it.
     """
-    if "step" not in state:
+    step = state.get("step", 0)
+    if capturable:
+        if not isinstance(step, torch.Tensor) or step.device != param.device:
+            state["step"] = step_tensor(step, param.device)
+    elif "step" not in state:
         state["step"] = 0
     for tensor in spec:
         value = state.get(tensor.key)

@@ -99,10 +99,12 @@ class Steady:
         ]
 
     @staticmethod
-    def holds_for(pending: list) -> bool:
-        """Return whether a step may be remembered: all its tensors are plain ones."""
+    def holds_for(pending: list, kinds: list) -> bool:
+        """Return whether a step may be remembered: all tensors are plain ones, steps numbers."""
         plain = (torch.nn.Parameter, torch.Tensor)
-        return all(type(param) in plain for _, _, param, _, _ in pending)
+        return all(type(param) in plain for _, _, param, _, _ in pending) and not any(
+            kind.key.capturable for kind in kinds
+        )
 
     def advance(self, optimizer) -> tuple[list[Bucket], list[torch.Tensor]] | None:
         """Return this step's buckets, and the tensors whose versions are left to increment.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 RECORD_FIELDS = (
@@ -88,3 +89,9 @@ class AccumulateRow:
     """The scalar of a gradient accumulation: ``param += grad_mul * grad``."""
 
     grad_mul: float = 1.0
+
+
+@functools.cache
+def float_fields(row: type) -> int:
+    """Return how many of a row's fields, the first ones, are float32 words; others are uint32."""
+    return sum(field.type == "float" for field in dataclasses.fields(row))

@@ -18,6 +18,7 @@ from fused_optim import adam_scalars, tables, validation
 from fused_optim.adafactor import AdafactorFamily, statistics_dtype
 from fused_optim.adamw import AdamFamily
 from fused_optim.base import CommonOptions
+from fused_optim.scalars import minimum, number, sqrt
 from fused_optim.state import StateTensor
 from fused_optim.tables import AdafactorRow, AdamWRow
 
@@ -53,7 +54,7 @@ class _Adam(AdamFamily):
         validation.check_number(group["weight_decay"], "weight_decay value", low=0.0)
         validation.check_flag(group["amsgrad"], "amsgrad")
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdamWRow:
+    def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> AdamWRow:
         return adam_scalars.torch_row(group, step, decoupled=group["decoupled_weight_decay"])
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Adam(_Adam):
         decoupled_weight_decay: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        if isinstance(betas, (tuple, list)):
+        if isinstance(betas, (tuple, list)) and not capturable:
             betas = tuple(b.item() if isinstance(b, torch.Tensor) else b for b in betas)
         defaults = {
             "lr": lr,
@@ -275,19 +276,21 @@ class Adafactor(AdafactorFamily):
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
         return param.dtype  # eps[0] may depend on it
 
-    def _row(self, group: dict[str, Any], step: int, variant: Hashable) -> AdafactorRow:
-        lr, (eps1, eps2) = float(group["lr"]), group["eps"]
-        if eps1 is None:
-            eps1 = torch.finfo(variant).eps
+    def _row(
+        self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable
+    ) -> AdafactorRow:
+        lr, (eps1, eps2) = number(group["lr"], step), group["eps"]
+        eps1 = torch.finfo(variant).eps if eps1 is None else float(eps1)
+        omb2 = step ** number(group["beta2_decay"], step)
         return AdafactorRow(
             grad_mul=adam_scalars.sign(group),
-            rho=min(lr, 1.0 / math.sqrt(step)),
+            rho=minimum(lr, 1.0 / sqrt(step)),
             eps_grad=0.0,
-            eps_rms=eps2,
-            clip_threshold=group["d"],
-            b2=1.0 - step ** group["beta2_decay"],
-            omb2=step ** group["beta2_decay"],
-            decay_before=1.0 - lr * group["weight_decay"],
+            eps_rms=number(eps2, step),
+            clip_threshold=number(group["d"], step),
+            b2=1.0 - omb2,
+            omb2=omb2,
+            decay_before=1.0 - lr * number(group["weight_decay"], step),
             mean_floor=eps1,
             update_cap=1.0 / eps1 if eps1 > 0.0 else math.inf,
             step=step,

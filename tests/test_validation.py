@@ -203,10 +203,10 @@ def test_bad_options_of_the_whole_optimizer_are_refused(row, bad, message):
         row.build(parameters(), **bad)
 
 
-@every_optimizer
-def test_capturable_is_not_there_yet_and_says_where(row):
-    with pytest.raises(NotImplementedError, match="capturable=True.* eager.*use capturable=False"):
-        row.build(parameters(), capturable=True)
+@pytest.mark.parametrize("options", [{"learning_rate": lambda step: 0.1}, {"decay": 0.5}], ids=str)
+def test_capturable_refuses_rates_that_are_evaluated_on_the_host(options):
+    with pytest.raises(ValueError, match="callable learning_rate.* step a scheduler beside it"):
+        fused_optim.AdamWeightDecay(parameters(), capturable=True, **options)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])

@@ -109,7 +109,7 @@ def test_duplicates_are_refused(row):
         {"maximize": "yes"},
         {"low_precision": "none"},
         {"weight_decay": float("nan")},
-        {"capturable": True},
+        {"capturable": "yes"},
         {"params": "old"},
         {"params": "twice"},
         {"params": "non-leaf"},

@@ -1,0 +1,140 @@
+"""From parameters to buckets: what shares a launch, and the scalars that each tensor takes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from fused_optim import capturable, dispatch, plan_records, precision, state, validation
+from fused_optim.launch import STATE_FIELDS, Bucket, BucketKey, TensorEntry
+
+Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
+"""(group index, index in the group, parameter, gradient, number in ``state_dict`` order)."""
+
+
+class Kind(NamedTuple):
+    """What parameters of a group share that agree in device, dtype and dimensionality."""
+
+    key: BucketKey
+    spec: tuple[state.StateTensor, ...]
+    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS; None is no key of any state
+    backend: str
+
+
+def parameters_with_gradients(optimizer) -> list[Pending]:
+    """Return the parameters that a step updates, all checked.
+
+    Raises:
+        RuntimeError: a gradient does not fit its parameter.
+    """
+    found: list[Pending] = []
+    number = -1
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, param in enumerate(group["params"]):
+            number += 1
+            grad = getattr(param, "main_grad", None)
+            if grad is None:
+                grad = param.grad
+            if grad is None:
+                continue
+            if not _plain(param, grad):
+                where = validation.place(group, group_index, index)
+                validation.check_gradient(grad, param, type(optimizer).__name__, where)
+            found.append((group_index, index, param, grad, number))
+    return found
+
+
+def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
+    """Return what decides on the state and bucket of each (group index, parameter)."""
+    known: dict[Hashable, Kind] = {}
+    found = []
+    for group_index, param in params:
+        alike = (group_index, param.device, param.dtype, param.dim() < 2)
+        kind = known.get(alike)
+        if kind is None:
+            kind = known[alike] = _kind(optimizer, optimizer.param_groups[group_index], param)
+        found.append(kind)
+    return found
+
+
+def _kind(optimizer, group: dict[str, Any], param: torch.Tensor) -> Kind:
+    device, dtype = param.device, param.dtype
+    mode = precision.resolve_mode(group["low_precision"], dtype)
+    amsgrad = group.get("amsgrad", False)
+    key = BucketKey(optimizer._family, device, dtype, mode, amsgrad, group["capturable"])
+    spec = optimizer._state_spec(group, param) + state.extra_tensor(mode, dtype)
+    by_field = {tensor.field: tensor.key for tensor in spec}
+    keys = tuple(by_field.get(field) for field in STATE_FIELDS)
+    backend = dispatch.choose(optimizer.backend, optimizer._updates[-1], device, dtype)
+    return Kind(key, spec, keys, backend)
+
+
+def sorted_into_buckets(
+    optimizer, pending: list[Pending], kinds: list[Kind]
+) -> list[tuple[Bucket, TensorEntry]]:
+    """Return each pending parameter's bucket and its entry there, whose rows are not yet known.
+
+    Raises:
+        NotImplementedError: a capturable parameter on a GPU has no kernel; nothing was changed.
+    """
+    buckets: dict[tuple[BucketKey, str], Bucket] = {}
+    homes = []
+    for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
+        entry = TensorEntry(param, grad, 0, number, *map(optimizer.state[param].get, kind.keys))
+        key, backend = kind.key, kind.backend
+        if backend != "eager" and not plan_records.fits(entry, key):
+            backend = "eager"
+        if key.capturable and backend == "eager" and key.device.type != "cpu":
+            where = validation.place(optimizer.param_groups[group_index], group_index, index)
+            raise NotImplementedError(
+                f"{type(optimizer).__name__}: {where} is {key.dtype} on {key.device}, where only "
+                "the eager backend can update it, and that reads step counts back; use "
+                "capturable=False for its group (`python -m fused_optim` says what is missing)"
+            )
+        bucket = buckets.get((key, backend))
+        if bucket is None:
+            bucket = buckets[key, backend] = Bucket(key, backend=backend)
+        bucket.entries.append(entry)
+        homes.append((bucket, entry))
+    return homes
+
+
+def advance(
+    optimizer,
+    pending: list[Pending],
+    homes: list[tuple[Bucket, TensorEntry]],
+    found_inf: torch.Tensor | None,
+) -> None:
+    """Advance the step counts and give the buckets their rows, and the entries their indices."""
+    steps: list[torch.Tensor] = []
+    on_device: dict[int, tuple[Bucket, capturable.DeviceRows]] = {}
+    for (group_index, index, param, _, _), (bucket, entry) in zip(pending, homes, strict=True):
+        group, param_state = optimizer.param_groups[group_index], optimizer.state[param]
+        variant = optimizer._row_variant(group, index, param)
+        if bucket.key.capturable:
+            steps.append(param_state["step"])
+            _, rows = on_device.setdefault(id(bucket), (bucket, capturable.DeviceRows()))
+            rows.add(group_index, variant, steps[-1], entry)
+            continue
+        param_state["step"] = step = param_state["step"] + 1
+        row_key = (group_index, step, variant)
+        row = bucket.row_index.get(row_key)
+        if row is None:
+            row = bucket.row_index[row_key] = len(bucket.rows)
+            bucket.rows.append(optimizer._row(group, step, variant))
+        entry.row = row
+    capturable.advance(steps, found_inf)
+    for bucket, rows in on_device.values():
+        rows.fill(bucket, lambda g, s, v: optimizer._row(optimizer.param_groups[g], s, v))
+
+
+def _plain(param: torch.Tensor, grad: torch.Tensor) -> bool:
+    """Return whether a gradient obviously fits its parameter: the fast way past the checks."""
+    return (
+        grad.layout is torch.strided
+        and grad.dtype in precision.SUPPORTED_DTYPES
+        and grad.shape == param.shape
+        and grad.device == param.device
+    )

@@ -1,0 +1,164 @@
+"""Capturable groups: step counts, learning rates and row tables that live on the device.
+
+A step of such a group reads nothing back, so a CUDA graph can hold it, and each replay advances the
+step counts and follows hyperparameters that are tensors.
+
+note: [capture] What a graph reads must be where it was when it was captured, for as long as the
+graph lives. So a captured step keeps to itself: its tables are new, in the graph's own memory, and
+are copied there at each replay from pinned memory that is never given back (`plan_upload`). Steps
+outside of the graph have tables of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from fused_optim import plan_upload, validation
+from fused_optim.launch import Bucket, Row, TensorEntry
+from fused_optim.tables import ROW_SIZE, float_fields
+
+STEP_DTYPE = torch.int64  # torch's float32 stops counting at 2**24
+
+
+def make_lr_tensor(group: dict[str, Any]) -> None:
+    """Make a capturable group's learning rate a tensor, which schedulers then write in place."""
+    lr = group.get("lr")
+    if group["capturable"] and isinstance(lr, numbers.Real) and group["params"]:
+        device = group["params"][0].device
+        group["lr"] = torch.tensor(float(lr), dtype=torch.float64, device=device)
+
+
+def step_tensor(step: Any, device: torch.device) -> torch.Tensor:
+    """Return a step count as a capturable parameter's state holds it."""
+    return torch.as_tensor(step).reshape(()).to(device=device, dtype=STEP_DTYPE)
+
+
+def check_capture(optimizer, pending: list) -> None:
+    """Refuse a step that can't be captured; nothing was changed.
+
+    Args:
+        optimizer: whose step it is.
+        pending: what it updates, see `fused_optim.bucketing.Pending`.
+
+    Raises:
+        RuntimeError: a group is not capturable or has a learning rate that a replay would not
+            follow, or a parameter has no state yet.
+    """
+    name, groups = type(optimizer).__name__, optimizer.param_groups
+    for index, place, param, _, _ in pending:
+        group = groups[index]
+        if not group["capturable"]:
+            raise RuntimeError(
+                f"{name}: step() is being captured into a CUDA graph, and group {index} has "
+                "capturable=False: its step counts and learning rate would be frozen. Construct "
+                "the optimizer with capturable=True"
+            )
+        lr = group["lr"]
+        unused = group.get("relative_step", False)  # Adafactor's own, which is on the device
+        if not unused and getattr(lr, "device", None) != param.device:
+            raise RuntimeError(
+                f"{name}: the learning rate of group {index} is {lr!r}, which a replayed graph "
+                f"would not follow; keep a tensor of {param.device} in group['lr'] and write to it "
+                "with fill_()"
+            )
+        if "step" not in optimizer.state[param]:
+            where = validation.place(group, index, place)
+            raise RuntimeError(
+                f"{name}: {where} has no state yet, and a graph that creates it would reset it at "
+                "each replay; run a step on a side stream before the capture"
+            )
+
+
+def prepare_capture(buckets: list[Bucket]) -> None:
+    """Reserve what a captured step like this one needs and could not allocate."""
+    plans = [b.plan for b in buckets if b.key.capturable and b.plan is not None]
+    if plans:
+        plan_upload.reserve_for_capture(sum(plan.uploaded_bytes() for plan in plans))
+
+
+def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
+    """Add 1 to each step count, where ``found_inf`` is absent or 0."""
+    if not steps:
+        return
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for step in steps:
+        by_device.setdefault(step.device, []).append(step)
+    for device, there in by_device.items():
+        one: Any = 1
+        if found_inf is not None:
+            one = (found_inf.to(device).reshape(()) == 0).to(STEP_DTYPE)
+        torch._foreach_add_(there, one)
+
+
+@dataclasses.dataclass(slots=True)
+class DeviceRows:
+    """A bucket's tensors, by what their scalars depend on beside their own step counts."""
+
+    known: dict[tuple[int, Hashable], tuple[list[torch.Tensor], list[TensorEntry]]] = (
+        dataclasses.field(default_factory=dict)
+    )
+
+    def add(self, group: int, variant: Hashable, step: torch.Tensor, entry: TensorEntry) -> None:
+        """Note an entry of the bucket, its step count, and the index of its group."""
+        steps, entries = self.known.setdefault((group, variant), ([], []))
+        steps.append(step)
+        entries.append(entry)
+
+    def fill(self, bucket: Bucket, row_of: Callable[[int, Any, Hashable], Row]) -> None:
+        """Give the bucket its rows: a table on the device, or for eager Python doubles.
+
+        Args:
+            bucket: gets ``row_table`` or ``rows``, and its entries the indices of their rows.
+            row_of: (group index, step count or counts, variant) to a row.
+        """
+        parts, first = [], 0
+        for (group, variant), (steps, entries) in self.known.items():
+            for row, entry in enumerate(entries, first):
+                entry.row = row
+            first += len(entries)
+            # A step that found_inf skips may leave a count at 0; its row is not used.
+            if bucket.backend == "eager":  # on a CPU, where reading back costs nothing
+                bucket.rows += [row_of(group, max(1, int(step)), variant) for step in steps]
+            else:
+                counts = torch.stack(steps).clamp(min=1).to(torch.float64)
+                parts.append(row_table(row_of(group, counts, variant), len(steps)))
+        if parts:
+            bucket.row_table = torch.cat(parts)
+
+
+def row_table(row: Row, count: int) -> torch.Tensor:
+    """Return int32 ``[count, 16]`` as `fused_optim.plan_records.pack_rows` would pack it.
+
+    Args:
+        row: its fields are numbers or float64 tensors of ``[]`` or ``[count]``; ``step`` is a
+            tensor, on the device of the table.
+        count: how many rows.
+    """
+    values = [getattr(row, field.name) for field in dataclasses.fields(row)]
+    floats = float_fields(type(row))
+    table = torch.zeros(count, ROW_SIZE, dtype=torch.float64, device=row.step.device)
+    for column, value in enumerate(values[:floats]):
+        _set(table[:, column], value)
+    words = table.to(torch.float32).view(torch.int32)
+    for column, value in enumerate(values[floats:], floats):
+        _set(words[:, column], _uint32_bits(value) if isinstance(value, torch.Tensor) else value)
+    return words
+
+
+def _set(column: torch.Tensor, value: Any) -> None:
+    """Write a number or tensor without a copy from the host."""
+    if isinstance(value, torch.Tensor):
+        column.copy_(value)
+    else:
+        column.fill_(value)
+
+
+def _uint32_bits(counts: torch.Tensor) -> torch.Tensor:
+    """Return the int32 of the same bits as ``counts`` modulo 2**32."""
+    low = counts.to(torch.int64) & 0xFFFFFFFF
+    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)

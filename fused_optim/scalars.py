@@ -1,0 +1,60 @@
+"""Arithmetic of a step's scalars, for Python doubles and for float64 tensors alike.
+
+A row's formulas are written once. On the host they run on Python numbers; in a ``capturable`` group
+the step counts are a float64 tensor on the device, and so is all that follows from them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Scalar = float | torch.Tensor
+
+
+def number(value: Scalar, step: int | torch.Tensor) -> Scalar:
+    """Return a hyperparameter as a double, where the step counts are.
+
+    Args:
+        value: a number or a tensor of one element.
+        step: a step count, or a float64 tensor of them. A hyperparameter on the same device stays
+            there, and is read anew by each replay of a CUDA graph.
+    """
+    if isinstance(value, torch.Tensor) and isinstance(step, torch.Tensor):
+        if value.device == step.device:
+            return value.detach().reshape(()).to(torch.float64)
+    return float(value)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Return the square root."""
+    return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)
+
+
+def minimum(a: Scalar, b: Scalar) -> Scalar:
+    """Return the smaller one."""
+    if isinstance(b, torch.Tensor):
+        a, b = b, a
+    return torch.clamp(a, max=b) if isinstance(a, torch.Tensor) else min(a, b)
+
+
+def at_least_zero(x: Scalar) -> Scalar:
+    """Return ``x``, or 0 where it is negative."""
+    return torch.clamp(x, min=0.0) if isinstance(x, torch.Tensor) else max(x, 0.0)
+
+
+def complement_of_power(base: Scalar, exponent: int | torch.Tensor) -> Scalar:
+    """Return ``1 - base**exponent`` without the cancellation of the direct formula.
+
+    Args:
+        base: in [0, 1).
+        exponent: positive.
+    """
+    if isinstance(base, torch.Tensor):
+        return -torch.expm1(exponent * torch.log(base))
+    if base <= 0.0:
+        return 1.0
+    if isinstance(exponent, torch.Tensor):
+        return -torch.expm1(exponent * math.log(base))
+    return -math.expm1(exponent * math.log(base))
