@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,6 @@ import torch
 from torch import nn
 
 import fused_optim
-from bench.compare import machine
 from fused_optim import torch_compat
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +190,18 @@ def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
                 yield recipe, seed
 
 
+def machine() -> dict[str, Any]:
+    """Return what losses may depend on beside the settings."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "fused_optim": fused_optim.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Return the results so far.
 
@@ -226,6 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the picture")
     options = parser.parse_args(arguments)
+    from bench.precision_plot import draw  # before all the training, should matplotlib be missing
+
     torch.set_num_threads(1)  # a model this small gains nothing from more
     settings, corpus = Settings(), load_corpus()
     results = load(options.json, settings, corpus)
@@ -236,8 +251,6 @@ def main(arguments: list[str] | None = None) -> int:
         save(results, options.json)
         seconds = time.perf_counter() - start
         print(f"{recipe.name:32}seed {seed}  {run['final_loss']:.4f}  {seconds:.0f} s", flush=True)
-    from bench.precision_plot import draw
-
     draw(results, options.image)
     return 0
 
