@@ -299,9 +299,14 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as torch does; dtypes of the groups are given by name."""
+        """Return the state as torch does; dtypes of the groups are given by name.
+
+        NumPy's numbers, which schedules like to write, become Python's, so that what is saved loads
+        with ``weights_only=True``.
+        """
         result = super().state_dict()
         for group in result.get("param_groups", ()):  # a hook may have removed them
+            group.update({key: validation.plain(value) for key, value in group.items()})
             if isinstance(group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
         return result

@@ -45,6 +45,9 @@ def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             new_state[key] = value
     result = type(optimizer.state)(dict)
     result.update(new_state)
+    counts = [result[p].get("step", 0) for group in groups for p in group["params"] if p in result]
+    for saved in saved_groups:
+        saved.setdefault("step", max(counts, default=0))  # the optimizer's own, as in apex's groups
     new_groups = [
         _merged_group(optimizer, group, saved)
         for group, saved in zip(groups, saved_groups, strict=True)

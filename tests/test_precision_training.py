@@ -79,7 +79,7 @@ def test_bytes_of_the_runs_are_what_the_readme_says(run: dict[str, Any]) -> None
         "torch_compat.AdamW": (run["mode"], "None"),  # its default
     }
     name = re.match(r"[\w.]+", run["name"]).group()
-    expected = sizes[name, *by_class.get(name, (run["mode"], dtype))]
+    expected = sizes[(name, *by_class.get(name, (run["mode"], dtype)))]
     assert expected <= run["bytes_per_parameter"] < expected + 0.1
 
 
@@ -100,11 +100,14 @@ def precision() -> Any:
 @pytest.fixture(scope="module")
 def tiny(precision: Any) -> tuple[Any, Any]:
     """Settings of a run of seconds, and the text."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     settings = precision.Settings(
         layers=1, width=16, heads=2, context=32, batch=8, steps=200, warmup_steps=10,
         lr_adamw=2e-3, evaluate_every=200, evaluation_windows=256,
     )  # fmt: skip
-    return settings, precision.load_corpus()
+    yield settings, precision.load_corpus()
+    torch.set_num_threads(threads)
 
 
 def recipe(precision: Any, name: str) -> Any:
