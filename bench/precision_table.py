@@ -1,6 +1,7 @@
-"""Writes the figures of ``bench.precision`` into docs/precision.md: ``bench/precision_table.py``.
+"""Writes the figures of docs/precision.md: ``python -m bench.precision_table``.
 
-The page's figures come from the committed result file and nowhere else; a test holds them equal.
+Those of training come from the committed results of ``bench.precision``, those of memory from the
+state of optimizers that make a step. A test holds the page equal to both.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import fused_optim
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "precision.md"
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 
-_BLOCK = re.compile(r"(?<=<!-- training:begin -->\n).*(?=<!-- training:end -->)", re.DOTALL)
-
 Run = dict[str, Any]
+
+MODES = ("nearest", "stochastic", "kahan", "split", "master")
+MEMORY_COLUMNS: list[tuple[str, type, dict[str, Any]]] = [
+    ("AdamW, float32 moments", fused_optim.AdamW, {}),
+    ("float16 `exp_avg`", fused_optim.AdamW, {"state_dtype": torch.float16}),
+    ("bfloat16 moments", fused_optim.AdamW, {"state_dtype": torch.bfloat16}),
+    ("Adafactor", fused_optim.Adafactor, {}),
+    ("`beta1`", fused_optim.Adafactor, {"beta1": 0.9}),
+    ("`beta1`, bfloat16", fused_optim.Adafactor, {"beta1": 0.9, "state_dtype": torch.bfloat16}),
+]
 
 
 def span(results: dict[str, Any], family: str) -> tuple[float, float]:
@@ -60,9 +73,7 @@ def table(results: dict[str, Any]) -> str:
         runs = _of(results, family)
         reference = [run for run in runs if run["dtype"] == "float32"]
         name, size = reference[0]["name"], reference[0]["bytes_per_parameter"]
-        parts.append(
-            f"| {name}, {len(reference)} seeds | {size:g} | {low:.3f} to {high:.3f} | | |"
-        )
+        parts.append(f"| {name}, {len(reference)} seeds | {size:g} | {low:.3f} to {high:.3f} | | |")
         for run in runs:
             if run["dtype"] != "float32":
                 difference = run["final_loss"] - same_seed(results, run)
@@ -74,10 +85,46 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def with_table(page: str, results: dict[str, Any]) -> str:
-    """Return ``page`` with the table of ``results`` in its place."""
-    return _BLOCK.sub(lambda _: table(results), page)
+def stored_bytes(optimizer: type, options: dict[str, Any], dtype: torch.dtype) -> int:
+    """Return the bytes per parameter of a large matrix and its state, after a step.
+
+    What is less than a byte is left out: Adafactor's row and column statistics, scalars.
+    """
+    param = torch.nn.Parameter(torch.ones(256, 256, dtype=dtype))
+    param.grad = torch.ones_like(param)
+    made = optimizer([param], **options)
+    made.step()
+    tensors = [param, *(t for t in made.state[param].values() if isinstance(t, torch.Tensor))]
+    return sum(t.untyped_storage().nbytes() for t in tensors) // param.numel()
+
+
+def memory_table() -> str:
+    """Return the Markdown table of bytes per parameter in every mode."""
+    lines = [
+        "| parameter, `low_precision` | "
+        + " | ".join(name for name, _, _ in MEMORY_COLUMNS)
+        + " |",
+        "| --- " * (1 + len(MEMORY_COLUMNS)) + "|",
+    ]
+    rows = [("float32", "auto"), *(("bfloat16", mode) for mode in MODES)]
+    rows += [("float16", mode) for mode in MODES if mode != "split"]
+    for dtype, mode in rows:
+        cells = [
+            stored_bytes(cls, {**options, "low_precision": mode}, getattr(torch, dtype))
+            for _, cls, options in MEMORY_COLUMNS
+        ]
+        name = dtype if mode == "auto" else f"{dtype}, `{mode}`"
+        lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_figures(page: str, results: dict[str, Any]) -> str:
+    """Return ``page`` with both tables in their places."""
+    for block, text in (("training", table(results)), ("memory", memory_table())):
+        place = rf"(?<=<!-- {block}:begin -->\n).*(?=<!-- {block}:end -->)"
+        page = re.sub(place, lambda _, text=text: text, page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(), json.loads(RESULTS.read_text())))
+    PAGE.write_text(with_figures(PAGE.read_text(), json.loads(RESULTS.read_text())))
