@@ -90,7 +90,7 @@ def stored_bytes(optimizer: type, options: dict[str, Any], dtype: torch.dtype) -
 
     What is less than a byte is left out: Adafactor's row and column statistics, scalars.
     """
-    param = torch.nn.Parameter(torch.ones(256, 256, dtype=dtype))
+    param = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
     param.grad = torch.ones_like(param)
     made = optimizer([param], **options)
     made.step()
