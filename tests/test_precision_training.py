@@ -182,7 +182,7 @@ def test_the_picture_is_drawn(precision: Any, tmp_path: Path) -> None:
 
 
 def test_products_are_those_of_bfloat16_hardware(precision: Any, tiny: tuple[Any, Any]) -> None:
-    """Float32 arithmetic between roundings is near torch's own bfloat16, which rounds more often."""
+    """Float32 between roundings is close to torch's own bfloat16, which rounds more often."""
     settings, corpus = tiny
     trained = precision.Trained(recipe(precision, "AdamW split"), 0, settings, corpus)
     batch = corpus.batch(0, 0, settings.batch, settings.context)
