@@ -172,6 +172,11 @@ class AdamWeightDecay(AdamFamily):
                     group["lr"] = float(self.learning_rate(group["iterations"]))
             group["iterations"] += 1
 
+    def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
+        # A peer has no count of its own: the schedule goes on where the parameters were.
+        saved.setdefault("iterations", int(float(saved["step"])))
+        return saved
+
     def _structure(self, group: dict[str, Any]) -> Hashable:
         patterns = (self.include_in_weight_decay, self.exclude_from_weight_decay)
         return (super()._structure(group), *patterns)

@@ -47,6 +47,10 @@ def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             new_state[key] = value
     result = type(optimizer.state)(dict)
     result.update(new_state)
+    params = (p for group in groups for p in group["params"] if p in result)
+    counts = [int(result[p].get("step", 0)) for p in params]
+    for saved in saved_groups:
+        saved.setdefault("step", max(counts, default=0))  # the optimizer's own, as in apex's groups
     new_groups = [
         _merged_group(optimizer, group, saved)
         for group, saved in zip(groups, saved_groups, strict=True)

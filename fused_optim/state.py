@@ -105,15 +105,29 @@ def ensure(
             del state[key]
 
 
+def held_extra(
+    param: torch.Tensor, state: dict[str, Any], mode: str
+) -> tuple[str, torch.Tensor | None]:
+    """Return the mode whose extra state a 16-bit parameter holds, and that state, on its device.
+
+    It is ``mode``, unless the state was loaded from another mode's and no step made since; and
+    ``"nearest"`` with None where there is no extra state.
+    """
+    held = {other: key for key, other in _MODE_OF_KEY.items() if key in state}
+    if param.dtype is torch.float16:  # a bfloat16 run's remainder says nothing here
+        held.pop("split", None)
+    if mode not in held:
+        mode = next(iter(held), "nearest")
+    return mode, state[held[mode]].to(param.device) if held else None
+
+
 def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
     """Return new extra state for a parameter: from another mode's if there is one."""
     extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
-    old = next((key for key in _MODE_OF_KEY if key in state), None)
-    for first, (block, new, previous) in storage.blocks(
-        [param.detach(), extra, None if old is None else state[old].to(param.device)]
-    ):
+    held, old = held_extra(param, state, mode)
+    for first, (block, new, previous) in storage.blocks([param.detach(), extra, old]):
         shown = block.float()
-        value = shown if old is None else storage.decode(block, previous, _MODE_OF_KEY[old])
+        value = storage.decode(block, previous, held)
         # Where the new mode would show another value than the parameter's, the parameter wins.
         trial = torch.empty_like(block)
         storage.encode_(trial, new, value, mode, None, first)

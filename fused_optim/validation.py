@@ -100,6 +100,18 @@ def check_number(
         raise ValueError(f"Invalid {name}: {value} - should be {allowed}")
 
 
+def plain(value: Any) -> Any:
+    """Return a hyperparameter with Python's numbers in place of NumPy's, in pairs too.
+
+    A checkpoint with a NumPy scalar in it needs ``torch.load(..., weights_only=False)``.
+    """
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
+    if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
 def check_betas(betas: Any) -> None:
     """Refuse anything but two numbers in [0, 1)."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from optimizer_table import (
@@ -90,6 +91,28 @@ def test_a_state_dict_holds_nothing_but_tensors_and_plain_values(row):
     assert isinstance(params_of(optimizer)[0], torch.Tensor)
     live = optimizer.param_groups[0]["state_dtype"]
     assert live is None or isinstance(live, torch.dtype)
+
+
+@every_optimizer
+def test_numpy_numbers_are_saved_as_pythons(row):
+    """Schedules and configurations bring them along, and `weights_only` refuses them."""
+    optimizer = row.build(parameters())
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, float):
+                group[key] = np.float64(value)
+            elif isinstance(value, tuple):
+                group[key] = tuple(v and np.float32(v) for v in value)
+        group["more"] = [np.int64(3), np.float64(0.5)]
+    train(optimizer, [1])
+    saved = through_disk(optimizer.state_dict())  # which loads weights only
+    for group in saved["param_groups"]:
+        assert group["more"][:2] == [3, 0.5]
+        assert [type(v) for v in group["more"][:2]] == [int, float]
+        betas = group.get("betas", (0.0,))
+        assert {type(v) for v in (group["lr"], *betas)} <= {float, type(None)}
+    assert not isinstance(optimizer.param_groups[0]["more"][0], int)
+    optimizer.load_state_dict(saved)
 
 
 @every_optimizer

@@ -228,3 +228,26 @@ def test_amsgrad_loaded_where_there_is_none_is_reported_and_ignored():
     train(ours, [4])
     train(plain, [4])
     assert_identical(snapshot(ours)[0], snapshot(plain)[0])
+
+
+@pytest.mark.parametrize("theirs_class", [torch.optim.AdamW, fused_optim.AdamW])
+def test_a_schedule_on_the_optimizer_goes_on_where_a_peer_was(theirs_class):
+    """A peer's dict has no count of the optimizer's own steps, but one for each parameter."""
+    theirs = theirs_class([{"params": parameters()}, {"params": parameters(shapes=((3,),))}])
+    train(theirs, [1, 2, 3], skip=[0, 4])
+    asked = []
+    ours = fused_optim.AdamWeightDecay(
+        [{"params": parameters()}, {"params": parameters(shapes=((3,),))}],
+        lambda step: asked.append(step) or 0.1 / (step + 1),
+    )
+    ours.load_state_dict(through_disk(theirs.state_dict()))
+    assert [group["iterations"] for group in ours.param_groups] == [3, 3]
+    asked.clear()
+    train(ours, [4])
+    assert asked == [3, 3]
+    assert [group["lr"] for group in ours.param_groups] == [0.1 / 4, 0.1 / 4]
+    again = fused_optim.AdamWeightDecay(
+        [{"params": parameters()}, {"params": parameters(shapes=((3,),))}], lambda step: 0.1
+    )
+    again.load_state_dict(through_disk(ours.state_dict()))
+    assert [group["iterations"] for group in again.param_groups] == [4, 4]

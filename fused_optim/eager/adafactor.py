@@ -204,7 +204,7 @@ def _update(work: _Work, at: Tile) -> tuple[torch.Tensor, torch.Tensor | float]:
     return multiplier.clamp_(max=work.row.update_cap).mul_(g), 1.0
 
 
-def _scale(work: _Work) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_and_alpha(work: _Work) -> tuple[torch.Tensor, torch.Tensor]:
     """[F7] Return (what the update is multiplied with, alpha)."""
     alpha, row = work.alpha, work.row
     if row.flags & _HOLD_IF_ZERO:
@@ -215,19 +215,30 @@ def _scale(work: _Work) -> tuple[torch.Tensor, torch.Tensor]:
     return alpha / ratio.clamp(min=1.0), alpha
 
 
-def _apply_(work: _Work, mode: str, draw: Draw) -> None:
-    row, (scale, alpha) = work.row, _scale(work)
-    decay = row.decay_before
-    if row.decay_alpha != 0.0:
-        decay = (1.0 - alpha * row.decay_alpha) * decay
+def scaled_updates(work: _Work) -> Iterator[tuple[int, Tile, torch.Tensor]]:
+    """Yield (first element, tile, what is subtracted there, the new moment where there is one)."""
+    row, (scale, _) = work.row, scale_and_alpha(work)
     for first, at in _tiles(work.param):
         u, by_row = _update(work, at)
         u.mul_(scale * by_row)  # [F8]
         if work.exp_avg is not None:
-            exp_avg = work.exp_avg[at]
-            m = exp_avg.to(u.dtype).mul_(row.b1).add_(u, alpha=row.omb1)
-            store_moment_(exp_avg, m, rounding.MOMENT_STREAMS[0], draw, first)
-            u = m
+            u = work.exp_avg[at].to(u.dtype).mul(row.b1).add_(u, alpha=row.omb1)
+        yield first, at, u
+
+
+def decay_factor(work: _Work) -> torch.Tensor | float:
+    """[F9] Return what the parameter is multiplied with before the update."""
+    decay = work.row.decay_before
+    if work.row.decay_alpha != 0.0:
+        decay = (1.0 - scale_and_alpha(work)[1] * work.row.decay_alpha) * decay
+    return decay
+
+
+def _apply_(work: _Work, mode: str, draw: Draw) -> None:
+    decay = decay_factor(work)
+    for first, at, u in scaled_updates(work):
+        if work.exp_avg is not None:
+            store_moment_(work.exp_avg[at], u, rounding.MOMENT_STREAMS[0], draw, first)
         param, extra = work.param[at], None if work.extra is None else work.extra[at]
         value = decode(param, extra, mode)
         if isinstance(decay, torch.Tensor) or decay != 1.0:

@@ -1,0 +1,259 @@
+"""Does 16-bit training learn like float32's? ``python -m bench.precision``.
+
+Trains the demo's GPT in float32 with several seeds, and in bfloat16 with every way to keep what a
+bfloat16 parameter can't hold, on the same batches. A run that is in the file already is not
+repeated, so an interrupted measurement goes on where it was.
+
+Matrix products are those of bfloat16 hardware: their operands and results are bfloat16, their sums
+float32. Where a CPU has no such units, float32 arithmetic between roundings gives the same numbers
+many times faster than torch's own bfloat16 does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+import fused_optim
+from fused_optim import torch_compat
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
+IMAGE = ROOT / "docs" / "images" / "precision_curves.png"
+sys.path.append(str(ROOT / "examples"))
+
+from corpus import Corpus, load_corpus  # noqa: E402
+from gpt import GPT, GPTConfig  # noqa: E402
+
+FLOAT32_SEEDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all runs have in common. Peak learning rates are by family of optimizers."""
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    context: int = 64
+    batch: int = 8
+    steps: int = 2000
+    warmup_steps: int = 100
+    lr_adamw: float = 1e-3
+    lr_adafactor: float = 1e-2
+    weight_decay: float = 0.1
+    evaluate_every: int = 100
+    evaluation_windows: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One optimizer in one precision."""
+
+    name: str
+    family: str
+    make: Callable[..., torch.optim.Optimizer]
+    options: dict[str, Any]
+    dtype: torch.dtype = torch.bfloat16
+    seeds: int = 1
+
+
+def _recipes() -> list[Recipe]:
+    fp32, bf16 = torch.float32, torch.bfloat16
+    adamw, adafactor = fused_optim.AdamW, fused_optim.Adafactor
+    fixed = {"relative_step": False}
+    return [
+        Recipe("AdamW float32", "adamw", adamw, {}, fp32, FLOAT32_SEEDS),
+        *(
+            Recipe(f"AdamW {mode}", "adamw", adamw, {"low_precision": mode})
+            for mode in ("split", "kahan", "stochastic", "nearest")
+        ),
+        Recipe(
+            "AdamW split, bfloat16 moments",
+            "adamw",
+            adamw,
+            {"low_precision": "split", "state_dtype": bf16},
+        ),
+        Recipe("torch_compat.AdamW", "adamw", torch_compat.AdamW, {}),
+        Recipe("torch.optim.AdamW", "adamw", torch.optim.AdamW, {}),
+        Recipe("Adafactor float32", "adafactor", adafactor, fixed, fp32, FLOAT32_SEEDS),
+        Recipe("Adafactor split", "adafactor", adafactor, {**fixed, "low_precision": "split"}),
+    ]
+
+
+RECIPES = _recipes()
+
+
+def round_activations(model: nn.Module) -> None:
+    """Store in bfloat16 what passes between modules, and its gradient on the way back."""
+
+    def rounded(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.bfloat16().float()
+
+    for module in model.modules():
+        if not isinstance(module, (GPT, nn.ModuleList)):
+            module.register_forward_hook(rounded)
+
+
+class Trained:
+    """A model in one precision, on float32 arithmetic throughout."""
+
+    def __init__(self, recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> None:
+        torch.manual_seed(seed)
+        self.seed, self.settings, self.corpus = seed, settings, corpus
+        shape = (settings.layers, settings.width, settings.heads, settings.context)
+        self.model = GPT(GPTConfig(*shape))
+        # What the optimizer sees; the model computes on their float32 values.
+        self.stored = self.model
+        if recipe.dtype is torch.bfloat16:
+            self.stored = GPT(GPTConfig(*shape)).to(recipe.dtype)
+            self.stored.load_state_dict(self.model.state_dict())
+            round_activations(self.model)
+        groups = fused_optim.param_groups_weight_decay(self.stored, settings.weight_decay)
+        lr = {"adamw": settings.lr_adamw, "adafactor": settings.lr_adafactor}[recipe.family]
+        self.optimizer = recipe.make(groups, lr=lr, **recipe.options)
+        self.scheduler = fused_optim.get_cosine_schedule_with_warmup(
+            self.optimizer, settings.warmup_steps, settings.steps
+        )
+
+    def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.stored is self.model:
+            return self.model(tokens, targets)
+        weights = {name: p.float() for name, p in self.stored.named_parameters()}
+        return torch.func.functional_call(self.model, weights, (tokens, targets))
+
+    def curve(self) -> Iterator[tuple[int, float]]:
+        """Train; yield (steps done, loss on held-out files) now and then."""
+        settings = self.settings
+        yield 0, self.evaluate()
+        for step in range(settings.steps):
+            batch = self.corpus.batch(self.seed, step, settings.batch, settings.context)
+            self.loss(*batch).backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            if (step + 1) % settings.evaluate_every == 0:
+                yield step + 1, self.evaluate()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        inputs = self.corpus.evaluation(self.settings.evaluation_windows, self.settings.context)
+        parts = zip(*(part.split(64) for part in inputs), strict=True)
+        return fmean(self.loss(*part).item() for part in parts)
+
+    def bytes_per_parameter(self) -> float:
+        """Count parameters and state; gradients are not in it."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = [v for values in self.optimizer.state.values() for v in values.values()]
+        tensors = [t for t in (*params, *state) if isinstance(t, torch.Tensor) and t.dim()]
+        return sum(t.nbytes for t in tensors) / sum(p.numel() for p in params)
+
+
+def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict[str, Any]:
+    """Train one recipe with one seed and return what the result file keeps."""
+    trained = Trained(recipe, seed, settings, corpus)
+    steps, losses = zip(*((s, round(loss, 4)) for s, loss in trained.curve()), strict=True)
+    param = next(trained.stored.parameters())
+    first = trained.optimizer.state[param].get("exp_avg")
+    return {
+        "name": recipe.name,
+        "optimizer": recipe.family,
+        "dtype": str(recipe.dtype).removeprefix("torch."),
+        "mode": trained.optimizer.param_groups[0].get("low_precision"),
+        "state_dtype": None if first is None else str(first.dtype).removeprefix("torch."),
+        "seed": seed,
+        "bytes_per_parameter": round(trained.bytes_per_parameter(), 2),
+        "steps": steps,
+        "losses": losses,
+        "final_loss": losses[-1],
+    }
+
+
+def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
+    """Yield the (recipe, seed) of every run that the results lack."""
+    there = {(run["name"], run["seed"]) for run in results["runs"]}
+    for recipe in RECIPES:
+        for seed in range(recipe.seeds):
+            if (recipe.name, seed) not in there:
+                yield recipe, seed
+
+
+def machine() -> dict[str, Any]:
+    """Return what losses may depend on beside the settings."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "fused_optim": fused_optim.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
+    """Return the results so far.
+
+    Raises:
+        ValueError: they were measured with other settings or on other text.
+    """
+    wanted = {**dataclasses.asdict(settings), "corpus": corpus.name, "digest": corpus.digest}
+    if not path.exists():
+        return {"settings": wanted, "machine": machine(), "runs": []}
+    results = json.loads(path.read_text())
+    if results["settings"] != wanted:
+        raise ValueError(
+            f"{path} holds runs with the settings {results['settings']}, not {wanted}; name "
+            "another file with --json, or remove it to measure anew"
+        )
+    return results
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """Write the results, a line per run, in the order of the recipes."""
+    order = [recipe.name for recipe in RECIPES]
+    results["runs"].sort(key=lambda run: (order.index(run["name"]), run["seed"]))
+    head = {key: value for key, value in results.items() if key != "runs"}
+    text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n  '
+    text += ",\n  ".join(json.dumps(run) for run in results["runs"]) + "\n ]\n}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what the result file lacks, then draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.precision")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="file of the picture")
+    options = parser.parse_args(arguments)
+    from bench.precision_plot import draw  # before all the training, should matplotlib be missing
+
+    torch.set_num_threads(1)  # a model this small gains nothing from more
+    settings, corpus = Settings(), load_corpus()
+    results = load(options.json, settings, corpus)
+    for recipe, seed in list(pending(results)):
+        start = time.perf_counter()
+        run = train(recipe, seed, settings, corpus)
+        results["runs"].append(run)
+        save(results, options.json)
+        seconds = time.perf_counter() - start
+        print(f"{recipe.name:32}seed {seed}  {run['final_loss']:.4f}  {seconds:.0f} s", flush=True)
+    draw(results, options.image)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

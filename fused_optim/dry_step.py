@@ -1,0 +1,200 @@
+"""The next step, worked out on the eager backend's own functions and thrown away.
+
+What it counts is for `fused_optim.numerics` to judge. Nothing is written, no temporary is larger
+than a block, but for the second moments of Adafactor's vectors, and nothing waits for a device
+until all is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from fused_optim import bucketing, precision, state
+from fused_optim.eager import adafactor, adamw, storage
+from fused_optim.eager.gradients import preparation
+from fused_optim.launch import STATE_FIELDS, Bucket, Launch, TensorEntry
+
+_STATISTICS = ("exp_avg_sq", "max_exp_avg_sq")  # what Adafactor writes before it updates
+
+
+@dataclasses.dataclass
+class Examined:
+    """One parameter under examination. Counts are 0-d tensors on its device until the end."""
+
+    place: tuple[int, int]
+    param: torch.Tensor
+    grad: torch.Tensor
+    state: dict[str, Any]
+    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS
+    mode: str
+    entry: TensorEntry
+    counts: dict[tuple[str, str], torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    def count(self, kind: str, tensor: str, which: torch.Tensor) -> None:
+        """Add how many elements of a block are so."""
+        key = (kind, tensor)
+        self.counts[key] = self.counts.get(key, 0) + which.sum()
+
+    def count_overflow(
+        self, tensor: str, stored: torch.Tensor, before: torch.Tensor, g: torch.Tensor
+    ) -> None:
+        """Count what was finite, on a finite gradient, and is not once it is stored."""
+        self.count("overflow", tensor, ~stored.isfinite() & before.isfinite() & g.isfinite())
+
+    def count_update(
+        self,
+        param: torch.Tensor,
+        old: torch.Tensor,
+        new: torch.Tensor,
+        g: torch.Tensor,
+        moves: torch.Tensor | bool,
+    ) -> None:
+        """Count a block's updates, those that leave what is stored as it is, and overflows."""
+        shown, held = _stored(param, new, self.mode)
+        wanted = (g != 0) & g.isfinite() & moves
+        self.count("updates", "parameter", wanted)
+        self.count("vanishing", "parameter", wanted & (held == old))
+        self.count_overflow("parameter", shown, param, g)
+
+
+def examine(optimizer: Any, pending: list) -> list[Examined]:
+    """Work the step out and return every parameter's counts, as numbers."""
+    kinds = bucketing.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
+    buckets: dict[Any, Bucket] = {}
+    members: dict[Any, list[Examined]] = {}
+    for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
+        bucket = buckets.setdefault(kind.key, Bucket(kind.key))
+        found = optimizer.state.get(param, {})
+        entry = _entry(param, grad, found, kind.spec, optimizer._statistics is not None)
+        entry.row, entry.number = len(bucket.rows), number
+        group = optimizer.param_groups[group_index]
+        variant = optimizer._row_variant(group, index, param)
+        bucket.rows.append(optimizer._row(group, int(found.get("step", 0)) + 1, variant))
+        bucket.entries.append(entry)
+        members.setdefault(kind.key, []).append(
+            Examined((group_index, index), param, grad, found, kind.keys, kind.key.mode, entry)
+        )
+    launches = [(bucket, Launch(seed=optimizer.seed)) for bucket in buckets.values()]
+    sums = None
+    if optimizer._statistics is not None:
+        sums = [adafactor.adafactor_statistics(bucket, launch) for bucket, launch in launches]
+    optimizer._clip(launches, sums)
+    walk = _walk_adamw if sums is None else _walk_adafactor
+    for bucket, launch in launches:
+        for one in members[bucket.key]:
+            _count_non_finite(one)
+        walk(bucket, launch, members[bucket.key])
+    examined = [one for ones in members.values() for one in ones]
+    _fetch(examined)
+    return sorted(examined, key=lambda one: one.place)
+
+
+def _entry(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    found: dict[str, Any],
+    spec: tuple[state.StateTensor, ...],
+    copies_statistics: bool,
+) -> TensorEntry:
+    """Return what a step would be given, but for tensors of zeros that take no memory.
+
+    Extra state of zeros, as before the first step, stands for the parameter's own value.
+    """
+    entry = TensorEntry(param.detach(), grad)
+    for tensor in spec:
+        if tensor.field == "rms":
+            continue
+        value = found.get(tensor.key)
+        if value is None:
+            zero = torch.zeros((), dtype=tensor.dtype, device=param.device)
+            value = zero.expand(tensor.shape(param))
+        if copies_statistics and tensor.field in _STATISTICS:
+            value = value.clone(memory_format=torch.contiguous_format)
+        setattr(entry, tensor.field, value)
+    return entry
+
+
+def _count_non_finite(one: Examined) -> None:
+    tensors = {"gradient": one.grad, "parameter": one.param.detach(), **one.state}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            for _, (block,) in storage.blocks([tensor]):
+                one.count("non-finite", name, ~block.isfinite())
+
+
+def _walk_adamw(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
+    dtype = precision.math_dtype(bucket.key.dtype)
+    for index, (entry, one) in enumerate(zip(bucket.entries, ones, strict=True)):
+        row = bucket.rows[entry.row]
+        prepare = preparation(row, launch, dtype, index)
+        tensors = [entry.param, entry.grad, entry.extra]
+        tensors += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
+        names = [one.keys[STATE_FIELDS.index(f)] for f in STATE_FIELDS[:3]]
+        for _, (param, grad, extra, *moments) in storage.blocks(tensors):
+            g, old = prepare(grad), storage.decode(param, extra, one.mode)
+            new = old.clone()
+            registers = [None if t is None else t.to(dtype, copy=True) for t in moments]
+            adamw.update_(new, g, *registers, row)
+            one.count_update(param, old, new, g, row.step_size != 0.0)
+            for name, moment, register in zip(names, moments, registers, strict=True):
+                if moment is not None:
+                    one.count_overflow(name, register.to(moment.dtype), moment, g)
+
+
+def _walk_adafactor(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
+    adafactor.adafactor_finalise_(bucket, launch)
+    adafactor.adafactor_update_sums(bucket, launch)
+    for work, one in zip(bucket.scratch, ones, strict=True):
+        if one.param.numel() == 0:
+            continue
+        # All of the gradient goes into each statistic, and they into every update: where one
+        # element is not finite, nothing else is to blame for what becomes of the rest.
+        clean = one.counts["non-finite", "gradient"] == 0
+        g = torch.where(clean, 0.0, torch.nan)
+        for field in _STATISTICS:
+            name, new = one.keys[STATE_FIELDS.index(field)], getattr(one.entry, field)
+            if new is not None:
+                one.count_overflow(name, new, one.state.get(name, torch.zeros_like(g)), g)
+        moves = adafactor.scale_and_alpha(work)[1] != 0
+        decay = adafactor.decay_factor(work)
+        for _, at, u in adafactor.scaled_updates(work):
+            g = torch.where(clean, work.prepare(work.grad[at]), torch.nan)
+            param, extra = work.param[at], None if work.extra is None else work.extra[at]
+            old = storage.decode(param, extra, one.mode)
+            one.count_update(param, old, old * decay - u, g, moves)
+            if work.exp_avg is not None:
+                moment = work.exp_avg[at]
+                one.count_overflow("exp_avg", u.to(moment.dtype), moment, g)
+
+
+def _stored(
+    param: torch.Tensor, value: torch.Tensor, mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a parameter block would show of ``value``, and what it would keep of it.
+
+    Stochastic rounding keeps all of it, on average.
+    """
+    if mode == "none":
+        return value, value
+    if mode == "stochastic":
+        return value.to(param.dtype), value
+    key = precision.extra_state(mode, param.dtype)
+    extra = None if key is None else torch.empty(param.shape, dtype=key[1], device=param.device)
+    shown = torch.empty(param.shape, dtype=param.dtype, device=param.device)
+    storage.encode_(shown, extra, value, mode, None, 0)
+    return shown, storage.decode(shown, extra, mode)
+
+
+def _fetch(examined: list[Examined]) -> None:
+    """Turn counts into numbers: one transfer per device."""
+    by_device: dict[torch.device, list[tuple[dict, Any]]] = {}
+    for one in examined:
+        for key in one.counts:
+            by_device.setdefault(one.param.device, []).append((one.counts, key))
+    for places in by_device.values():
+        numbers = torch.stack([counts[key] for counts, key in places]).tolist()
+        for (counts, key), number in zip(places, numbers, strict=True):
+            counts[key] = number

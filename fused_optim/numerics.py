@@ -1,0 +1,115 @@
+"""What storage does to the next step: updates that vanish, values that overflow, NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fused_optim import bucketing, dry_step, validation
+from fused_optim.launch import STATE_FIELDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one parameter; ``str`` of it is a sentence.
+
+    Attributes:
+        kind: ``"vanishing"``, ``"overflow"`` or ``"non-finite"``.
+        parameter: which one, as errors call it.
+        name: its name, or None where the optimizer was given none.
+        group: the number of its group.
+        index: its number in the group.
+        tensor: ``"gradient"``, ``"parameter"`` or a key of its state.
+        dtype: that the tensor is stored in.
+        mode: the parameter's precision mode; ``"none"`` for float32 and float64.
+        fraction: of the elements, how many; of the updates for ``"vanishing"``.
+        remedy: what to do.
+    """
+
+    kind: str
+    parameter: str
+    name: str | None
+    group: int
+    index: int
+    tensor: str
+    dtype: torch.dtype
+    mode: str
+    fraction: float
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return a sentence with the remedy."""
+        dtype, share = str(self.dtype).removeprefix("torch."), f"{100 * self.fraction:.3g} %"
+        what = {
+            "vanishing": f"{share} of the updates are too small to change what is stored",
+            "overflow": f"{share} of the values of the {self.tensor} overflow {dtype}",
+            "non-finite": f"{share} of the values of the {self.tensor} are infinite or NaN",
+        }[self.kind]
+        mode = "" if self.mode == "none" else f", {self.mode}"
+        return f"{self.parameter} ({dtype}{mode}): {what}; {self.remedy}"
+
+
+def check(optimizer: Any, threshold: float) -> list[Finding]:
+    """Return the findings; `fused_optim.base.FusedOptimizer.check_numerics` documents it."""
+    validation.check_number(threshold, "threshold", low=0.0, high=1.0, open_high=True)
+    pending = bucketing.parameters_with_gradients(optimizer)
+    if not pending:
+        raise RuntimeError(
+            f"{type(optimizer).__name__}.check_numerics: no parameter has a gradient; call it "
+            "after backward and before the gradients are set to None"
+        )
+    kept = [dict(group) for group in optimizer.param_groups], optimizer.grad_norm
+    try:
+        optimizer._prepare_step()  # a learning rate that is a function of the step
+        examined = dry_step.examine(optimizer, pending)
+    finally:
+        for group, values in zip(optimizer.param_groups, kept[0], strict=True):
+            group.update(values)
+        optimizer.grad_norm = kept[1]
+    return [f for e in examined for f in _findings(optimizer, e, threshold)]
+
+
+def _findings(optimizer: Any, one: dry_step.Examined, threshold: float) -> Iterator[Finding]:
+    updates = one.counts.pop(("updates", "parameter"), 0)
+    group = optimizer.param_groups[one.place[0]]
+    names = group.get("param_names")
+    tensors = {"gradient": one.grad, "parameter": one.param}
+    for field, key in zip(STATE_FIELDS, one.keys, strict=True):
+        if key is not None and field != "rms":
+            tensors[key] = getattr(one.entry, field)
+    for (kind, tensor), count in one.counts.items():
+        stored = tensors.get(tensor, one.state.get(tensor))
+        fraction = count / max(1, updates if kind == "vanishing" else stored.numel())
+        if count and (kind != "vanishing" or fraction > threshold):
+            yield Finding(
+                kind=kind,
+                parameter=validation.place(group, *one.place),
+                name=names[one.place[1]] if names else None,
+                group=one.place[0],
+                index=one.place[1],
+                tensor=tensor,
+                dtype=stored.dtype,
+                mode=one.mode,
+                fraction=fraction,
+                remedy=_remedy(kind, tensor, one.mode, stored.dtype),
+            )
+
+
+def _remedy(kind: str, tensor: str, mode: str, dtype: torch.dtype) -> str:
+    if kind == "vanishing":
+        return {
+            "nearest": "use low_precision='auto', or 'stochastic' at no cost in memory",
+            "kahan": "use low_precision='auto', or a larger learning rate",
+        }.get(mode, "the learning rate is too small even for float32 values; raise it")
+    if kind == "overflow" and dtype is torch.float16:
+        if tensor == "parameter":
+            return "use bfloat16 parameters or a smaller learning rate: float16 ends at 65504"
+        return "use state_dtype=torch.bfloat16: float16 ends at 65504"
+    if kind == "overflow":
+        return "the gradients are too large; clip them with max_grad_norm"
+    if tensor == "gradient":
+        return "skip this step, or find where the loss or its derivative is not finite"
+    return "it will not recover; go back to an earlier checkpoint"
