@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,9 @@ from bench.l2 import Walk
 from bench.traffic import Kind
 
 GRANULE = 8192
-"""Elements that the cache keeps or drops together: four steps of a block."""
+"""Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
+
+MOST_GRANULES = 1 << 18
 
 FORWARDS: dict[str, Walk] = {}
 """Walks of passes by name; those not named go forwards."""
@@ -60,7 +62,15 @@ def kind_of_tensor(kind: Kind, shape: Sequence[int]) -> Kind:
     return replace(kind, factored=len(shape) >= 2, visited=visited)
 
 
-def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int = GRANULE) -> Layout:
+def granule_of(shapes: Sequence[Sequence[int]]) -> int:
+    """Return the elements of a granule: few enough of them that a bucket takes a second or less."""
+    granule = GRANULE
+    while sum(map(math.prod, shapes)) > granule * MOST_GRANULES:
+        granule *= 2
+    return granule
+
+
+def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int) -> Layout:
     """Return how the tensors of a bucket are cut up."""
     kinds: list[Kind] = []
     item_kind: list[np.ndarray] = []
@@ -92,7 +102,8 @@ def adafactor(
     blocks: int,
     capacity: float,
     walks: Mapping[str, Walk] | None = None,
-    granule: int = GRANULE,
+    streamed: Collection[str] = (),
+    granule: int | None = None,
 ) -> dict[str, float]:
     """Return the bytes of each pass that go to or come from memory.
 
@@ -106,16 +117,23 @@ def adafactor(
         blocks: that run at once.
         capacity: of the cache, in bytes.
         walks: of the passes; None for those of the kernels.
-        granule: see `GRANULE`.
+        streamed: tensors that are loaded and stored past the cache, as if evicted first.
+        granule: see `GRANULE`; None for what a bucket of this size takes.
     """
     walks = counted_walks() if walks is None else walks
-    cut = layout(kind, shapes, granule)
+    cut = layout(kind, shapes, granule or granule_of(shapes))
     counted = [_counted(each) for each in cut.kinds]
     names = list(dict.fromkeys(name for passes in counted for name in passes))
     names.sort(key=("statistics", "fold", "finalise", "update_sums", "apply").index)
     cache = l2.Lru(capacity)
     return {
-        name: _pass(cut, [p.get(name, {}) for p in counted], blocks, cache, walks.get(name))
+        name: _pass(
+            cut,
+            [passes.get(name, {}) for passes in counted],
+            l2.Grid(blocks, walks.get(name, Walk())),
+            cache,
+            streamed,
+        )
         for name in names
     }
 
@@ -130,16 +148,16 @@ def _counted(kind: Kind) -> traffic.Passes:
 def _pass(
     cut: Layout,
     streams: list[dict[str, traffic.Stream]],
-    blocks: int,
+    grid: l2.Grid,
     cache: l2.Lru,
-    walk: Walk | None,
+    streamed: Collection[str],
 ) -> float:
     items = np.flatnonzero(np.array([bool(s) for s in streams])[cut.item_kind])
     counts = cut.item_granules[items]
     offsets = np.cumsum(cut.item_granules) - cut.item_granules
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     granules = np.repeat(offsets[items], counts) + within
-    granules = granules[l2.order(counts, blocks, walk or Walk())]
+    granules = granules[l2.order(counts, grid)]
     kinds = np.repeat(cut.item_kind, cut.item_granules)[granules]
     elements = cut.elements[granules]
 
@@ -151,6 +169,7 @@ def _pass(
     loads = np.stack([per_element(each, "loaded") for each in ELEMENTWISE], 1).ravel() > 0
     stored = sum(per_element(each, "stored").sum() for each in ELEMENTWISE)
     ids = (granules[:, None] * len(ELEMENTWISE) + np.arange(len(ELEMENTWISE))).ravel()
-    there = touched > 0
-    missed = cache.replay(ids[there], touched[there])
-    return float(touched[there][missed & loads[there]].sum() + stored)
+    kept = np.tile([each not in streamed for each in ELEMENTWISE], len(granules)) & (touched > 0)
+    missed = touched > 0
+    missed[kept] = cache.replay(ids[kept], touched[kept])
+    return float(touched[missed & loads].sum() + stored)

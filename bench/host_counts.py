@@ -7,6 +7,7 @@ which kernels reach tensors and statistics; tables, scalars and most of scratch 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.precision import extra_state
 from fused_optim.tables import SCALE_PARAMETER, AdafactorRow, AdamWRow
 
-LARGE = (256, 512)
+LARGE = (272, 256)
 """Of several tiles, and too large for one visit."""
 
 SMALL = (64, 64)
@@ -219,9 +220,14 @@ def measure() -> dict[str, Any]:
     torch.manual_seed(0)
     from bench import walks
 
+    limit = visit_limit()
+    if limit >= math.prod(LARGE):
+        raise RuntimeError(
+            f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
+        )
     return {
         "clip": clip_counts(),
-        "visit_limit": visit_limit(),
+        "visit_limit": limit,
         "tiles": walks.measure(),
         "rows": [row_of(kind, count(kind)) for kind in kinds()],
     }

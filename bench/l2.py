@@ -26,16 +26,24 @@ class Walk:
                 raise ValueError(f"a walk goes forwards or backwards, and this one {value!r}")
 
 
-def order(sizes: np.ndarray, blocks: int, walk: Walk) -> np.ndarray:
+@dataclass(frozen=True)
+class Grid:
+    """Blocks that run at once, and how they walk."""
+
+    blocks: int
+    walk: Walk = Walk()
+
+
+def order(sizes: np.ndarray, grid: Grid) -> np.ndarray:
     """Return all granules, numbered through all items, in the order in which a grid touches them.
 
     Block b takes items b, b + blocks, b + 2 blocks, ... of the walk's order.
 
     Args:
         sizes: ``[items]``, granules of each item.
-        blocks: that run at once.
-        walk: of the pass.
+        grid: that walks them.
     """
+    blocks, walk = grid.blocks, grid.walk
     items = np.arange(len(sizes))
     if walk.tiles == "backwards":
         items = items[::-1]

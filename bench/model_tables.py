@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,15 @@ PAGE = Path(__file__).parent.parent / "docs" / "traffic_model.md"
 DOCUMENTED = ("one-16M", "gpt2-124M")
 """The lists of shapes that the page shows."""
 
-WALKS: dict[str, Mapping[str, Walk]] = {
-    "forwards": dram.FORWARDS,
-    "tiles back": dram.TILES_BACK,
-    "back and forth": dram.BACK_AND_FORTH,
+PARAMETERS = ("param", "extra")
+WALKS: dict[str, tuple[Mapping[str, Walk], Collection[str]]] = {
+    "forwards": (dram.FORWARDS, ()),
+    "tiles back": (dram.TILES_BACK, ()),
+    "back and forth": (dram.BACK_AND_FORTH, ()),
+    "back and forth, parameters streamed": (dram.BACK_AND_FORTH, PARAMETERS),
 }
+"""Ways to walk, each with what is kept out of L2."""
+
 MATRICES = ((512, 1024), (2048, 4096), (4096, 4096), (4096, 8192), (8192, 16384), (16384, 32768))
 """From 1 MiB to 1 GiB in bfloat16."""
 
@@ -75,17 +79,17 @@ def walk_table() -> str:
     """Return bytes of memory per parameter by walk and size of a matrix, as Markdown."""
     gpu = gpus.GPUS[WALKED_ON]
     kind = traffic.kind_of("adafactor", "bfloat16", mode="stochastic")
-    head = ("bfloat16 matrix", "statistics", *(f"update sums, {name}" for name in WALKS))
+    blocks, capacity = gpu.processors * gpus.BLOCKS_PER_SM, gpu.l2_bytes * gpus.L2_SHARE
+    head = ("bfloat16 matrix", *WALKS)
     rows = []
     for shape in MATRICES:
         size = shape[0] * shape[1]
         cells: list[str] = []
-        for walks in WALKS.values():
-            blocks, capacity = gpu.processors * gpus.BLOCKS_PER_SM, gpu.l2_bytes * gpus.L2_SHARE
-            moved = dram.adafactor(kind, [shape], blocks, capacity, walks)
+        for walks, streamed in WALKS.values():
+            moved = dram.adafactor(kind, [shape], blocks, capacity, walks, streamed)
             each = {name: f"{value / size:.2f}" for name, value in moved.items()}
-            cells = cells or [each["statistics"]]
-            cells.append(f"{each['update_sums']}, then {each['apply']}")
+            parts = " + ".join(each[name] for name in ("statistics", "update_sums", "apply"))
+            cells.append(f"{parts} = {sum(moved.values()) / size:.2f}")
         rows.append((f"{shape[0]:,} by {shape[1]:,} ({2 * size >> 20} MiB)", *cells))
     return _markdown(head, rows)
 

@@ -60,7 +60,7 @@ def test_blocks_touch_memory_in_the_models_order(blocks: int) -> None:
         longest = max(len(each) for each in sequences)
         lockstep = [s[turn] for turn in range(longest) for s in sequences if turn < len(s)]
         walk = dram.counted_walks()[trace.name]
-        assert lockstep == l2.order(np.full(12, 32), blocks, walk).tolist(), trace.name
+        assert lockstep == l2.order(np.full(12, 32), l2.Grid(blocks, walk)).tolist(), trace.name
 
 
 @pytest.mark.parametrize("share", [0.4, 0.8, 1.1, 2.5])
