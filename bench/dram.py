@@ -124,7 +124,7 @@ def adafactor(
     cut = layout(kind, shapes, granule or granule_of(shapes))
     counted = [_counted(each) for each in cut.kinds]
     names = list(dict.fromkeys(name for passes in counted for name in passes))
-    names.sort(key=("statistics", "fold", "finalise", "update_sums", "apply").index)
+    names.sort(key=traffic.counts()["passes"].index)
     cache = l2.Lru(capacity)
     return {
         name: _pass(

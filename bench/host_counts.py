@@ -57,7 +57,7 @@ PASSES = {
     ("adafactor_update_sums", 0): "update_sums",
     ("adafactor_apply_", 0): "apply",
 }
-"""(op, number of the launch in it) to the name of a pass."""
+"""(op, number of the launch in it) to the name of a pass, in the order of a step."""
 
 RESIDENT = 4
 """Blocks that the host device runs at once, where a test asks for no other number."""
@@ -131,6 +131,8 @@ def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
             accesses = np.frombuffer(cuda._C.take_trace(False), ACCESS)
             accesses = accesses[np.argsort(accesses["turn"], kind="stable")]
             for number in range(cuda._C.take_counters()["launches"]):
+                if (op, number) not in PASSES:
+                    raise KeyError(f"launch {number} of {op} has no name: give it one in PASSES")
                 ours = accesses[accesses["launch"] == number]
                 found.append(Trace(PASSES[op, number], ours))
     finally:
@@ -226,6 +228,7 @@ def measure() -> dict[str, Any]:
             f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
         )
     return {
+        "passes": list(PASSES.values()),
         "clip": clip_counts(),
         "visit_limit": limit,
         "tiles": walks.measure(),

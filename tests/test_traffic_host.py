@@ -38,6 +38,7 @@ def test_every_kind_is_in_the_file() -> None:
 
 def test_clipping_tiles_and_visits_are_the_committed_ones(monkeypatch) -> None:
     counts = traffic.counts()
+    assert list(host_counts.PASSES.values()) == counts["passes"], AGAIN
     assert host_counts.clip_counts() == counts["clip"], AGAIN
     assert host_counts.visit_limit() == counts["visit_limit"], AGAIN
     monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
