@@ -19,7 +19,6 @@ from fused_optim import dispatch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = ("gpt2-30M", "tiny-1000")
-_PEERS_SESSION: list[Session] = []
 
 
 def cases() -> Iterator[object]:
@@ -41,13 +40,16 @@ def _backends() -> list[str]:
     return [b for b in dispatch.BACKENDS if dispatch.why_not(b, "adamw_", DEVICE) is None]
 
 
+@pytest.fixture(scope="module")
+def session() -> Session:
+    """Knows which peers work here."""
+    return Session(DEVICE, rounds=1)
+
+
 @pytest.mark.parametrize(("setup", "backend", "shapes", "dtype"), cases())
-def test_step(benchmark, setup, backend, shapes, dtype) -> None:
-    if not _PEERS_SESSION:
-        _PEERS_SESSION.append(Session(DEVICE, rounds=1))
-    session = _PEERS_SESSION[0]
-    if not session.works(setup, dtype):
-        pytest.skip(session.results.missing[-1].why)
+def test_step(benchmark, session, setup, backend, shapes, dtype) -> None:
+    if reason := session.why_not(setup, dtype):
+        pytest.skip(reason)
     benchmark.group = f"{shapes}, {dtype}"
     subject = Subject(setup, shapes, dtype, DEVICE, backend)
 

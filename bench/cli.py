@@ -145,7 +145,7 @@ def _run(session: Session, work: list[Task], display: Display) -> None:
     with display.progress(len(work)) as advance:
         for task in work:
             advance(task.what)
-            if all([session.works(setup, task.dtype) for setup in task.setups]):
+            if not any([session.why_not(setup, task.dtype) for setup in task.setups]):
                 session.attempt(task.what, task.setups, task.measure)
 
 
