@@ -148,12 +148,10 @@ class Session:
             measure: one of the methods above, with its arguments.
         """
         try:
-            if time.monotonic() > self.deadline:
-                raise TimeLimitError
             measure()
             return True
         except TimeLimitError:
-            self._miss(what, "not reached within the time limit")
+            self.give_up([what])
         except ImportError as error:
             self._miss(what, f"not installed: {error}")
         except MemoryError as error:
@@ -167,6 +165,17 @@ class Session:
         finally:
             free()
         return False
+
+    @property
+    def over(self) -> bool:
+        """Whether the run's time is over."""
+        return time.monotonic() >= self.deadline
+
+    def give_up(self, what: Iterable[str]) -> None:
+        """Note what there is no time for."""
+        why = "not reached within the time limit"
+        self.results.missing += [Missing(each, why) for each in what]
+        self.save()
 
     def save(self) -> None:
         """Judge what was measured so far and write it down."""
