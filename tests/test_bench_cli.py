@@ -25,7 +25,8 @@ FAST = ("--device", "cpu", "--shapes", "smoke", "--rounds", "3", "--warm-up", "0
 def little(monkeypatch) -> None:
     """Leave out what only makes figures good."""
     monkeypatch.setattr(timing, "_cpu_cache_bytes", lambda: 1024)
-    monkeypatch.setitem(timing._COPY_BYTES, "cpu", 2**16)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(timing._COPY_BYTES, device, 2**16)
 
 
 @pytest.fixture
@@ -177,6 +178,21 @@ def test_lists_too_large_for_the_memory_are_noted(tmp_path: Path, pairs, monkeyp
     status, found = measure(tmp_path / "a.json", "--parts", "ratios")
     assert status == 0
     assert found.missing[0].why == "may need 0.0 GiB, and 0.0 GiB are free"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_launches_and_host_times_are_measured(tmp_path: Path, pairs) -> None:
+    pairs(PAIR)
+    status, found = measure(tmp_path / "a.json", "--device", "cuda", "--parts", "ratios")
+    assert status in (0, 1)  # so small a list may miss its goal
+    assert found.machine.gpu and found.machine.l2_bytes
+    (ratio,) = found.ratios
+    assert ratio.host_ratio > 0
+    ours = found.rows[0]
+    assert ours.host_us > 0
+    if ours.backend != "eager":
+        assert ours.launches in (1, None)  # None where tracing is not permitted
+        assert ours.traffic_bytes_per_parameter == pytest.approx(28)
 
 
 def test_list_names_everything(capsys) -> None:

@@ -157,6 +157,30 @@ def test_counted_traffic_is_that_of_the_design(
     assert costs.launches(found) <= launches
 
 
+def test_traffic_of_every_own_setup_was_counted(monkeypatch) -> None:
+    monkeypatch.setattr(Subject, "backend", "cuda")
+    for name, dtype in CASES:
+        if SETUPS[name].source == OURS:
+            found = subject(name, dtype)
+            assert 10 <= costs.traffic_bytes(found) <= 40, name
+            assert costs.launches(found) in (1, 3, 5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("cudaLaunchKernel", True),
+        ("cudaLaunchKernelExC", True),
+        ("cuLaunchKernelEx", True),
+        ("cudaLaunchCooperativeKernel", True),
+        ("cudaMemcpyAsync", False),
+        ("aten::mul_", False),
+    ],
+)
+def test_what_counts_as_a_launch(name: str, counts: bool) -> None:
+    assert bool(costs._LAUNCH.match(name)) is counts
+
+
 def test_eager_traffic_is_not_known() -> None:
     assert costs.traffic_bytes(subject("AdamW")) is None
     assert costs.launches(subject("AdamW")) is None
