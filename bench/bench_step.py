@@ -1,15 +1,65 @@
-"""pytest-benchmark cases: the time of `step()` for every optimizer, grouped by shape list."""
+"""pytest-benchmark cases: the time of `step()` for every optimizer, grouped by list and dtype.
+
+``make bench`` takes a small model in the dtype that each optimizer is first meant for, and many
+small float32 tensors; ``BENCH_ARGS="-m ''"`` adds the rest. ``python -m bench`` compares in turns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
-from bench.cases import SETUPS
+from bench.session import Session
+from bench.setups import OURS, SETUPS
+from bench.shapes import SHAPES
+from bench.subject import Subject, free
+from fused_optim import dispatch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Peers warn of what is theirs.
+pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.mark.parametrize("shapes", ["gpt2-30M", "lora-r16", "tiny-1000"])
-@pytest.mark.parametrize("name", SETUPS)
-def test_step(benchmark, name: str, shapes: str) -> None:
-    benchmark.group = shapes
-    optimizer = SETUPS[name].optimizer(shapes)
-    benchmark.pedantic(optimizer.step, rounds=5, warmup_rounds=1)
+def cases() -> Iterator[object]:
+    """Every optimizer, backend that runs here, list of shapes and dtype."""
+    for setup in SETUPS.values():
+        backends = _backends() if setup.source == OURS else (None,)
+        for backend in backends:
+            for shapes in SHAPES:
+                for dtype in setup.dtypes:
+                    name = "-".join(filter(None, (setup.name, backend, shapes, dtype)))
+                    first = dtype == setup.dtypes[0] and shapes == "gpt2-30M"
+                    quick = first or (dtype, shapes) == ("fp32", "tiny-1000")
+                    marks = () if quick else pytest.mark.long
+                    yield pytest.param(setup, backend, shapes, dtype, id=name, marks=marks)
+
+
+def _backends() -> list[str]:
+    if DEVICE.type == "cpu":
+        return ["eager"]
+    return [b for b in dispatch.BACKENDS if dispatch.why_not(b, "adamw_", DEVICE) is None]
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    """Knows which peers work here."""
+    return Session(DEVICE, rounds=1)
+
+
+@pytest.mark.parametrize(("setup", "backend", "shapes", "dtype"), list(cases()))
+def test_step(benchmark, session, setup, backend, shapes, dtype) -> None:
+    if reason := session.why_not(setup, dtype):
+        pytest.skip(reason)
+    benchmark.group = f"{shapes}, {dtype}"
+    subject = Subject(setup, shapes, dtype, DEVICE, backend)
+    benchmark.pedantic(finished_step, args=(subject,), rounds=5, warmup_rounds=1)
+    del subject
+    free()
+
+
+def finished_step(subject: Subject) -> None:
+    subject.step()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize(DEVICE)

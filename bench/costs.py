@@ -1,0 +1,84 @@
+"""What a step costs that is counted and not timed: bytes moved, and launches."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from bench import traffic
+from bench.setups import DTYPES, OURS
+from bench.subject import Subject
+from fused_optim import precision
+
+_LAUNCH = re.compile(r"cu(da)?Launch(Cooperative)?Kernel")
+
+
+def traffic_bytes(subject: Subject) -> float | None:
+    """Return the bytes per parameter that a step reads and writes, where they are known.
+
+    Those of this package's kernels were counted; one-pass peers follow from their state.
+    """
+    if subject.setup.source != OURS:
+        if not subject.setup.one_pass:
+            return None
+        stored = subject.param_bytes() + subject.state_bytes()
+        return (2 * stored + subject.param_bytes()) / subject.parameters
+    return None if subject.backend == "eager" else _counted_bytes(subject)
+
+
+def launches(subject: Subject) -> int | None:
+    """Return how many kernels a step launches: traced on a GPU, from the counts elsewhere."""
+    if subject.device.type == "cuda":
+        return _traced_launches(subject)
+    if subject.setup.source != OURS or subject.backend == "eager":
+        return None
+    return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
+
+
+def _counted_bytes(subject: Subject) -> float | None:
+    """The mean over the list, as vectors and matrices of Adafactor differ."""
+    group = subject.optimizer.param_groups[0]
+    dtype = DTYPES[subject.dtype]
+    total = 0.0
+    for factored in (False, True):
+        numel = sum(p.numel() for p in subject.params if (p.dim() > 1) is factored)
+        if not numel:
+            continue
+        moved = traffic.bytes_per_parameter(
+            subject.setup.op,
+            dtype,
+            dtype,
+            precision.resolve_mode(group["low_precision"], dtype),
+            precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
+            amsgrad=bool(group.get("amsgrad")),
+            beta1=group.get("beta1") is not None,
+            scale_parameter=_scales_parameter(subject.optimizer),
+            factored=factored or subject.setup.op == "adamw",
+            clip=subject.optimizer.max_grad_norm is not None,
+        )
+        if moved is None:
+            return None
+        total += moved * numel
+    return total / subject.parameters
+
+
+def _scales_parameter(optimizer: torch.optim.Optimizer) -> bool:
+    """torch's Adafactor always does, transformers' on request, AdamW never."""
+    if optimizer._family != "adafactor":
+        return False
+    return optimizer.param_groups[0].get("scale_parameter", True)
+
+
+def _traced_launches(subject: Subject) -> int | None:
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize(subject.device)
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            subject.step()
+            torch.cuda.synchronize(subject.device)
+    except RuntimeError:  # another tool holds the device's tracing interface
+        return None
+    counted = sum(e.count for e in trace.key_averages() if _LAUNCH.match(e.key))
+    return counted or None  # no step launches nothing: tracing is not permitted here
