@@ -75,8 +75,10 @@ def test_rows_of_a_pair_are_not_measured_again(tmp_path: Path, pairs) -> None:
     row = next(row for row in found.rows if row.optimizer == "torch AdamW fused")
     assert row.traffic_bytes_per_parameter == pytest.approx(28, abs=0.05)
     expected = row.traffic_bytes_per_parameter * row.parameters / (1e6 * row.ms)
-    assert row.gb_per_s == pytest.approx(expected, rel=0.05)
-    assert row.copy_percent == pytest.approx(100 * row.gb_per_s / found.copy.gb_per_s, rel=0.1)
+    # Rounded to two digits and one, which is much of what a busy machine leaves of them.
+    assert row.gb_per_s == pytest.approx(expected, rel=0.01, abs=0.006)
+    share = 100 * expected / found.copy.gb_per_s
+    assert row.copy_percent == pytest.approx(share, rel=0.01, abs=0.06)
 
 
 def test_compare_with_an_earlier_file(tmp_path: Path, pairs, capsys) -> None:
