@@ -32,7 +32,7 @@ STEPS = (1, 2, 10, 1000)
 @each_backend
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ADAMW)), ids=str)
 def test_one_step_from_stored_state(turn: int, case: Case, backend: str) -> None:
-    bench = Bench(case, tensor_cases(turn), backend, seed=turn)
+    bench = Bench(case, tensor_cases(turn, backend), backend, seed=turn)
     t = STEPS[turn % len(STEPS)]
     bench.randomise(t)
     bench.step_and_check(t, bench.set_gradients())

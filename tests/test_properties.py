@@ -21,6 +21,7 @@ from fused_optim.eager import torch_fused
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 each_case = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+SAME_BACKEND = [hypothesis.HealthCheck.function_scoped_fixture]  # for every example
 
 # --- lists of tensors -----------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ def lay_out(p: torch.nn.Parameter, layout: Callable[[torch.Tensor], torch.Tensor
 
 @each_backend
 @each_case
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=25, suppress_health_check=SAME_BACKEND)
 @hypothesis.given(placed)
 def test_a_list_trains_as_its_tensors_alone(case: Case, backend: str, placed: list[Any]) -> None:
     cases = [tensor for tensor, _, _ in placed]
