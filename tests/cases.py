@@ -24,7 +24,6 @@ import fused_optim
 from fused_optim import torch_compat
 
 BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager,cuda,triton").split(",")
-each_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True)  # conftest's fixture
 eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
 
 
@@ -38,6 +37,21 @@ def device_of(backend: str) -> torch.device:
 def interpreted(backend: str) -> bool:
     """Return whether a backend takes milliseconds for what the others do in microseconds."""
     return backend == "triton" and device_of(backend).type == "cpu"
+
+
+def in_turns(items: list[Any], backend: str, turn: int, of: int) -> list[Any]:
+    """Return all items; or where kernels are interpreted one in ``of``, all of them in turns."""
+    return items[turn % of :: of] if interpreted(backend) else items
+
+
+# The fixture is conftest's.
+each_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+each_backend_slowly = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(b, marks=[pytest.mark.long] if interpreted(b) else []) for b in BACKENDS],
+    indirect=True,
+)
+"""For tests of so many elements or steps that they take an interpreter minutes."""
 
 
 # --- optimizers ----------------------------------------------------------------------------------

@@ -26,15 +26,18 @@ def _patch_once_per_launch(interpreter: Any) -> None:
     """Replace the language's builtins at a launch, not at every call of a function within it."""
     language, core = interpreter.tl, interpreter.tl.core
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    done: set[bool] = set()  # modules through which functions reach the language: the core or not
+    done: set[str] = set()  # the modules through which a function may reach the language
+
+    @functools.cache
+    def modules_of(function: Any) -> frozenset[str]:
+        visible = {id(value) for value in function.__globals__.values()}
+        return frozenset(m.__name__ for m in (language, core) if id(m) in visible)
 
     @functools.wraps(patch)
     def patch_once(function: Any) -> Any:
-        visible = function.__globals__.values()
-        wanted = {module is core for module in (language, core) if _among(module, visible)}
-        if wanted <= done:
+        if modules_of(function) <= done:
             return None
-        done.update(wanted)
+        done.update(modules_of(function))
         return patch(function)
 
     @functools.wraps(launch)
@@ -44,10 +47,6 @@ def _patch_once_per_launch(interpreter: Any) -> None:
 
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor.__call__ = launch_anew
-
-
-def _among(module: Any, values: Any) -> bool:
-    return any(value is module for value in values)
 
 
 def _check_no_overflow(interpreter: Any) -> None:

@@ -16,6 +16,8 @@ from cases import (
     TensorCase,
     device_of,
     each_backend,
+    in_turns,
+    interpreted,
     tensor_cases,
 )
 from parity import Bench
@@ -47,7 +49,8 @@ def test_trajectory(case: Case, backend: str) -> None:
         if mode != "nearest"
         for shape, state_dtype in (((500,), torch.float32), ((20, 25), torch.bfloat16))
     ]
-    Bench(case, tensors, backend).run_trajectory(50)
+    tensors = in_turns(tensors, backend, KINDS.index(case), of=3)
+    Bench(case, tensors, backend).run_trajectory(10 if interpreted(backend) else 50)
 
 
 # --- groups ---------------------------------------------------------------------------------------

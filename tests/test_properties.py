@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPE_MODES, ONE_OF_EACH, STATE_DTYPES, Case, TensorCase, device_of, each_backend
+from cases import (
+    DTYPE_MODES,
+    ONE_OF_EACH,
+    STATE_DTYPES,
+    Case,
+    TensorCase,
+    device_of,
+    each_backend,
+    each_backend_slowly,
+    interpreted,
+)
 from parity import Bench
 from stored import bits
 from tolerances import as_float64, assert_same_bits, assert_within, dtype_name, ulp
@@ -82,7 +92,7 @@ def lay_out(p: torch.nn.Parameter, layout: Callable[[torch.Tensor], torch.Tensor
     p.data = layout(p.detach())
 
 
-@each_backend
+@each_backend_slowly
 @each_case
 @hypothesis.settings(max_examples=25, suppress_health_check=SAME_BACKEND)
 @hypothesis.given(placed)
@@ -201,6 +211,8 @@ def test_a_step_needs_little_memory(
     case: Case, dtype: torch.dtype, large: str, backend: str
 ) -> None:
     """Below 16 MiB for a parameter that takes 17 million bytes in float32."""
+    if interpreted(backend):
+        pytest.skip("would take an hour in Triton's interpreter")
     p = torch.nn.Parameter(LARGE[large]().to(device_of(backend), dtype))
     optimizer = case.make([p], backend)
     optimizer.init_state()
