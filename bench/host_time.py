@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import gc
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -71,7 +70,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def best(step: Callable[[], Any], before: Callable[[], Any]) -> float:
-    """Return the shortest time of a few steps, in seconds: others use the machine too."""
+    """Return the shortest time of a few steps, in seconds: others may use the machine too."""
     times = []
     for _ in range(ROUNDS):
         before()
@@ -86,7 +85,7 @@ def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
 
     Args:
         count: tensors.
-        turns: times that the optimizers take turns; their median counts.
+        turns: times that the optimizers take turns.
     """
     makes = {**CASES, TORCH: lambda params: torch.optim.AdamW(params, fused=True)}
     found: dict[str, dict[str, list[float]]] = {}
@@ -102,7 +101,7 @@ def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
                 _time(steps[TORCH], params[TORCH], times)
     gc.enable()
     return {
-        name: {kind: statistics.median(values) for kind, values in times.items()}
+        name: {kind: min(values) for kind, values in times.items()}
         for name, times in found.items()
     }
 

@@ -116,6 +116,7 @@ def main(name: str, *variants: str) -> None:
         kernel = compiled(variant, target)
         report = nvidia_report(kernel) if nvidia else amd_report(kernel)
         report |= {"variant": variant, "shared": kernel.metadata.shared}
+        report["warps"] = kernel.metadata.num_warps
         parameters = source_of(variant)[0].params
         report["specialized"] = [
             p.name for p in parameters if not (p.is_constexpr or p.do_not_specialize)

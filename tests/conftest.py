@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -59,7 +60,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
         return
     if GPU:
-        reason = dispatch.why_not(name, "adamw_")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the skip gives the reason too
+            reason = dispatch.why_not(name, "adamw_")
         if reason is not None:
             pytest.skip(reason)
         yield name

@@ -117,7 +117,7 @@ def test_bad_elements_corrupt_no_other_tensor(case: Case, bad: float, backend: s
         for shape in ((3, 2), (5,))
     ]
     turn = 3 * ONE_OF_EACH.index(case) + BAD.index(bad)
-    tensors = in_turns(tensors, backend, turn, of=8)
+    tensors = in_turns(tensors, backend, turn, of=12)
     clean, dirty = Bench(case, tensors, backend), Bench(case, tensors, backend)
     poisoned = range(0, len(tensors), 3)
     for step in range(3):
