@@ -101,8 +101,7 @@ def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
                 _time(steps[TORCH], params[TORCH], times)
     gc.enable()
     return {
-        name: {kind: min(values) for kind, values in times.items()}
-        for name, times in found.items()
+        name: {kind: min(values) for kind, values in times.items()} for name, times in found.items()
     }
 
 
