@@ -37,7 +37,7 @@ def _extension() -> ModuleType:
     """Return `_C`, or in tests the module that runs its kernels on CPU tensors."""
     path = os.environ.get("FUSED_OPTIM_TEST_HOST_MODULE")
     if os.environ.get("FUSED_OPTIM_TEST_BACKEND") == "cuda" and path:
-        name = "fused_optim._C"
+        name = "fused_optim_host._C"  # of its own: pybind11 keeps one module for each name
         spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

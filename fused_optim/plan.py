@@ -185,11 +185,12 @@ class Plan:
 
     def set_gradients(self, addresses: torch.Tensor) -> None:
         """Bring the gradients' addresses up to ``addresses``, int64 ``[tensors]`` on the host."""
-        records = self.host.clone()
-        records[:, _COLUMN["grad"]] = addresses
         aligned = self._aligned_but_grad * ((addresses & 15) == 0)
-        records[:, _COLUMN["flags"]] = aligned
-        self._send_records(records)
+        for name, values in (("grad", addresses), ("flags", aligned)):
+            column = _COLUMN[name]
+            if not torch.equal(self.host[:, column], values):
+                self.host[:, column] = values
+                plan_upload.upload_(self.records[:, column], values)
 
     def lay_out_scratch(self, size: Counts) -> None:
         """Give every tensor its part of the scratch buffer, where that was not done before."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from array import array
 from collections.abc import Hashable, Sequence
 from itertools import compress, repeat
 from operator import attrgetter, is_
@@ -81,7 +82,7 @@ class Steady:
         self._strides = None if contiguous else list(map(_stride, grads))
         states = [optimizer.state[param] for param in params]
         self._steps = [state["step"] for state in states]
-        self._columns = _state_columns(states)
+        self._columns = _columns_of(states)
         self._buckets = [
             _KnownBucket(
                 bucket.key,
@@ -155,7 +156,7 @@ class Steady:
                     return None
             if list(map(_dtype, params)) != self._param_dtypes:
                 return None
-        states = list(map(optimizer.state.get, params))
+        states = _states_of(optimizer, params)
         if not (
             list(map(_data_ptr, params)) == self._params
             # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look.
@@ -167,7 +168,7 @@ class Steady:
             return None
         written = params
         for column in self._columns:
-            tensors = _same_tensors(states, *column)
+            tensors = column.same_in(states)
             if tensors is None:
                 return None
             written = written + tensors
@@ -206,31 +207,51 @@ class Steady:
         self._grads = addresses
         for known in self._buckets:
             if known.plan is not None:
-                mine = [addresses[i] for i in known.members]
-                known.plan.set_gradients(torch.tensor(mine, dtype=torch.int64))
+                mine = array("q", [addresses[i] for i in known.members])
+                known.plan.set_gradients(torch.frombuffer(mine, dtype=torch.int64))
 
 
 def _has_gradient(param: torch.Tensor) -> bool:
     return param.grad is not None or getattr(param, "main_grad", None) is not None
 
 
-def _state_columns(states: list[dict]) -> list[tuple[str, list[bool] | None, list]]:
-    """Return (key, which parameters have it, or None for all, weak references) per state tensor."""
+def _states_of(optimizer, params: list[torch.Tensor]) -> list[dict | None]:
+    """Return the parameters' states. Looking a tensor up costs more than comparing it."""
+    state = optimizer.state
+    if len(state) == len(params) and all(map(is_, state, params)):
+        return list(state.values())
+    return list(map(state.get, params))
+
+
+class _Column:
+    """The tensors that states hold under one key, known by their ids.
+
+    While a tensor lives no other has its id, so weak references watch that all of them do.
+    """
+
+    __slots__ = ("_dead", "_ids", "_key", "_refs", "_there")
+
+    def __init__(self, key: str, values: list[Any], there: list[bool]) -> None:
+        tensors = list(compress(values, there))
+        self._key = key
+        self._there = None if all(there) else there  # which parameters have one
+        self._ids = list(map(id, tensors))
+        self._dead: list[weakref.ref] = []
+        self._refs = [weakref.ref(tensor, self._dead.append) for tensor in tensors]
+
+    def same_in(self, states: list[dict]) -> list[torch.Tensor] | None:
+        """Return the tensors that states hold now, if they are the ones known."""
+        key = self._key
+        having = states if self._there is None else compress(states, self._there)
+        tensors = [state[key] for state in having]
+        return tensors if list(map(id, tensors)) == self._ids and not self._dead else None
+
+
+def _columns_of(states: list[dict]) -> list[_Column]:
     columns = []
     for key in dict.fromkeys(key for state in states for key in state):
         values = [state.get(key) for state in states]
         there = [isinstance(value, torch.Tensor) for value in values]
         if any(there):
-            refs = [weakref.ref(value) for value in compress(values, there)]
-            columns.append((key, None if all(there) else there, refs))
+            columns.append(_Column(key, values, there))
     return columns
-
-
-def _same_tensors(
-    states: list[dict], key: str, there: list[bool] | None, refs: list
-) -> list[torch.Tensor] | None:
-    """Return the tensors under ``key``, if they are the ones known."""
-    having = states if there is None else compress(states, there)
-    tensors, known = [state[key] for state in having], [ref() for ref in refs]
-    same = all(map(is_, tensors, known)) and not any(map(is_, known, repeat(None)))
-    return tensors if same else None

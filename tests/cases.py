@@ -1,7 +1,9 @@
 """The table of cases: optimizers with their options and oracles, and the tensors they update.
 
-One table drives every backend. `FUSED_OPTIM_TEST_BACKEND` names the backends that a run tests,
-separated by commas; a new optimizer adds its rows to `CASES`.
+One table drives every backend: `each_backend` runs a test on all three. Where there is no GPU, the
+kernels run on the CPU, CUDA's compiled by a C++ compiler and Triton's interpreted.
+`FUSED_OPTIM_TEST_BACKEND` names fewer backends, separated by commas. A new optimizer adds its rows
+to `CASES`.
 """
 
 from __future__ import annotations
@@ -21,14 +23,35 @@ from tolerances import dtype_name
 import fused_optim
 from fused_optim import torch_compat
 
-BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager").split(",")
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager,cuda,triton").split(",")
 eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
 
 
 def device_of(backend: str) -> torch.device:
-    """Return where a backend's tensors live: on the GPU if it has kernels and there is one."""
-    return torch.device("cuda" if backend != "eager" and torch.cuda.is_available() else "cpu")
+    """Return where a backend's tensors live: on a GPU if it has kernels for one that is there."""
+    if backend != "eager" and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("xpu" if backend == "triton" and torch.xpu.is_available() else "cpu")
+
+
+def interpreted(backend: str) -> bool:
+    """Return whether a backend takes milliseconds for what the others do in microseconds."""
+    return backend == "triton" and device_of(backend).type == "cpu"
+
+
+def in_turns(items: list[Any], backend: str, turn: int, of: int) -> list[Any]:
+    """Return all items; or where kernels are interpreted one in ``of``, all of them in turns."""
+    return items[turn % of :: of] if interpreted(backend) else items
+
+
+# The fixture is conftest's.
+each_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+each_backend_slowly = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(b, marks=[pytest.mark.long] if interpreted(b) else []) for b in BACKENDS],
+    indirect=True,
+)
+"""For tests of so many elements or steps that they take an interpreter minutes."""
 
 
 # --- optimizers ----------------------------------------------------------------------------------
@@ -200,15 +223,26 @@ class TensorCase:
         return {"low_precision": low_precision, "state_dtype": self.state_dtype}
 
 
-def tensor_cases(shift: int) -> list[TensorCase]:
+def tensor_cases(shift: int, backend: str = "eager") -> list[TensorCase]:
     """Return a parameter of every dtype, mode, gradient dtype and state dtype.
 
     Shapes take turns that start with ``shift``, so that a table of cases run with shifts 0, 1, ...
     meets every shape in every combination.
+
+    Where a kernel is interpreted, the dtypes of gradients and states take turns too, every dtype
+    and mode with two and one of them at a time: six cases meet every combination. What a kernel
+    does with a dtype depends on no option of the optimizer, which are but numbers to it.
     """
     shapes = itertools.islice(itertools.cycle(SHAPES), shift % len(SHAPES), None)
-    return [
-        TensorCase(next(shapes), dtype, mode, grad_dtype, state_dtype)
-        for (dtype, mode), grad_dtype in itertools.product(DTYPE_MODES, FLOATS)
-        for state_dtype in (STATE_DTYPES if dtype is not torch.float64 else STATE_DTYPES[:1])
-    ]
+    few = interpreted(backend)
+    tensors = []
+    for turn, (dtype, mode) in enumerate(DTYPE_MODES, shift):
+        states = STATE_DTYPES if dtype is not torch.float64 else STATE_DTYPES[:1]
+        if few:
+            states = [states[turn // 2 % len(states)]]
+        grads = FLOATS[turn % 2 :: 2] if few else FLOATS
+        tensors += [
+            TensorCase(next(shapes), dtype, mode, grad_dtype, state_dtype)
+            for grad_dtype, state_dtype in itertools.product(grads, states)
+        ]
+    return tensors

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from fused_optim.triton_kernels import adafactor, adamw, gradients
@@ -35,10 +36,9 @@ def source_of(variant: str):
         constants = {"DTYPE": getattr(tl, options[0]), "MODE": options[1]}
     warps = adafactor.WARPS
     if name == "adamw":
-        draws = "draws" in options
-        sizes = {"CHUNK": adamw.CHUNK_SIZE, "TAIL": adamw.TAIL_SIZE}
-        sizes["BLOCK"] = adamw.BLOCK_SIZES[draws]
-        constants |= {"AMSGRAD": "amsgrad" in options, **sizes}
+        amsgrad, draws = "amsgrad" in options, "draws" in options
+        sizes = adamw.sizes(getattr(torch, options[0]), amsgrad, draws)
+        constants |= {"AMSGRAD": amsgrad, **sizes}
         return adamw.adamw_kernel, constants, adamw.NUM_WARPS
     if name in ("square_sums", "accumulate"):
         sizes = {"CHUNK": gradients.CHUNK_SIZE, "TAIL": gradients.TAIL_SIZE}
@@ -116,6 +116,7 @@ def main(name: str, *variants: str) -> None:
         kernel = compiled(variant, target)
         report = nvidia_report(kernel) if nvidia else amd_report(kernel)
         report |= {"variant": variant, "shared": kernel.metadata.shared}
+        report["warps"] = kernel.metadata.num_warps
         parameters = source_of(variant)[0].params
         report["specialized"] = [
             p.name for p in parameters if not (p.is_constexpr or p.do_not_specialize)

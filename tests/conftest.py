@@ -2,11 +2,17 @@
 
 import os
 import random
+import sys
+import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import interpreter
 import numpy
 import pytest
 import torch
+
+from fused_optim import dispatch
 
 GPU = torch.cuda.is_available() or torch.xpu.is_available()
 
@@ -41,3 +47,33 @@ def seed() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend's name, of `cases.each_backend`; while it is in use, it takes the tests' tensors.
+
+    Kernels take CPU tensors where there is no GPU, but for `backend="auto"`, which stays eager.
+    """
+    name = request.param
+    if name == "eager":
+        yield name
+        return
+    if GPU:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the skip gives the reason too
+            reason = dispatch.why_not(name, "adamw_")
+        if reason is not None:
+            pytest.skip(reason)
+        yield name
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(dispatch.TEST_VARIABLE, f"eager,{name}")
+        if name == "cuda":
+            import host_module  # skips where there is no C++ compiler
+
+            patch.setitem(sys.modules, "fused_optim.cuda", host_module.backend())
+        else:
+            pytest.importorskip("triton")
+            interpreter.quicken()
+        yield name

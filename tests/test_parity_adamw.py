@@ -16,6 +16,8 @@ from cases import (
     TensorCase,
     device_of,
     each_backend,
+    in_turns,
+    interpreted,
     tensor_cases,
 )
 from parity import Bench
@@ -32,7 +34,7 @@ STEPS = (1, 2, 10, 1000)
 @each_backend
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(ADAMW)), ids=str)
 def test_one_step_from_stored_state(turn: int, case: Case, backend: str) -> None:
-    bench = Bench(case, tensor_cases(turn), backend, seed=turn)
+    bench = Bench(case, tensor_cases(turn, backend), backend, seed=turn)
     t = STEPS[turn % len(STEPS)]
     bench.randomise(t)
     bench.step_and_check(t, bench.set_gradients())
@@ -47,7 +49,8 @@ def test_trajectory(case: Case, backend: str) -> None:
         if mode != "nearest"
         for shape, state_dtype in (((500,), torch.float32), ((20, 25), torch.bfloat16))
     ]
-    Bench(case, tensors, backend).run_trajectory(50)
+    tensors = in_turns(tensors, backend, KINDS.index(case), of=3)
+    Bench(case, tensors, backend).run_trajectory(10 if interpreted(backend) else 50)
 
 
 # --- groups ---------------------------------------------------------------------------------------

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPE_MODES, ONE_OF_EACH, STATE_DTYPES, Case, TensorCase, device_of, each_backend
+from cases import (
+    DTYPE_MODES,
+    ONE_OF_EACH,
+    STATE_DTYPES,
+    Case,
+    TensorCase,
+    device_of,
+    each_backend,
+    each_backend_slowly,
+    interpreted,
+)
 from parity import Bench
 from stored import bits
 from tolerances import as_float64, assert_same_bits, assert_within, dtype_name, ulp
@@ -21,6 +31,7 @@ from fused_optim.eager import torch_fused
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 each_case = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+SAME_BACKEND = [hypothesis.HealthCheck.function_scoped_fixture]  # for every example
 
 # --- lists of tensors -----------------------------------------------------------------------------
 
@@ -81,9 +92,9 @@ def lay_out(p: torch.nn.Parameter, layout: Callable[[torch.Tensor], torch.Tensor
     p.data = layout(p.detach())
 
 
-@each_backend
+@each_backend_slowly
 @each_case
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=25, suppress_health_check=SAME_BACKEND)
 @hypothesis.given(placed)
 def test_a_list_trains_as_its_tensors_alone(case: Case, backend: str, placed: list[Any]) -> None:
     cases = [tensor for tensor, _, _ in placed]
@@ -200,6 +211,8 @@ def test_a_step_needs_little_memory(
     case: Case, dtype: torch.dtype, large: str, backend: str
 ) -> None:
     """Below 16 MiB for a parameter that takes 17 million bytes in float32."""
+    if interpreted(backend):
+        pytest.skip("would take an hour in Triton's interpreter")
     p = torch.nn.Parameter(LARGE[large]().to(device_of(backend), dtype))
     optimizer = case.make([p], backend)
     optimizer.init_state()

@@ -90,16 +90,6 @@ def assert_near(actual: TensorEntry, expected: TensorEntry, what: str) -> None:
 # --- against the oracle, through the optimizers --------------------------------------------------
 
 
-@pytest.mark.parametrize(("turn", "case"), list(enumerate(ADAFACTOR))[::5], ids=str)
-def test_steps_are_the_oracles(turn: int, case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
-    dtype, mode, grad = STORAGES[turn % len(STORAGES)]
-    shapes = [(), (7,), (0, 4), (5, 4), (3, 24), (2, 3, 2, 2), (1, 9)]
-    bench = Bench(case, [TensorCase(s, dtype, mode, grad) for s in shapes], "triton", seed=turn)
-    bench.randomise(2)
-    bench.step_and_check(2, bench.set_gradients())
-
-
 def test_tiles_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
     shapes = [(18, 520), (530, 16), (2, 20, 9), (300, 3, 3), (17_000,), (1, 16_500)]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from stored import bits
 from triton_cases import (
     DTYPES,
     ROWS,
@@ -38,7 +39,7 @@ SEED = 0x123456789ABCDEF0
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make full chunks, which take vectors, cheap to run. Their size changes no result."""
     monkeypatch.setattr(adamw, "CHUNK_SIZE", 1024)
-    monkeypatch.setattr(adamw, "TAIL_SIZE", 1024)
+    monkeypatch.setattr(adamw, "TAIL_SIZES", {False: 1024, True: 1024})
 
 
 def step_and_check(bucket: Bucket, launch: Launch, clips: list[float] | None = None) -> None:
@@ -139,6 +140,27 @@ def test_empty_tensors_first_in_the_middle_and_last() -> None:
     entries = [adamw_entry(key, (size,), number=i) for i, size in enumerate(sizes)]
     step_and_check(Bucket(key, entries, list(ROWS)), Launch())
     step_and_check(Bucket(key, entries[:2], list(ROWS)), Launch())
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Of a chunk and of a stride. Memory that nobody touches costs nothing."""
+    key, count = key_of(torch.bfloat16, "nearest"), 2**31 + 9
+    entry = adamw_entry(key, (9,), grad=torch.bfloat16, state=torch.bfloat16, row=1)
+    far = copied(entry)
+    for field, tensor in tensors_of(entry).items():
+        room = torch.empty(count, dtype=tensor.dtype)
+        room[-9:] = tensor
+        setattr(far, field, room)
+    strided = copied(entry, grad=torch.empty(2 * count, dtype=torch.bfloat16)[:: count // 4])
+    strided.grad.copy_(entry.grad)
+    bucket = Bucket(key, [far, strided], list(ROWS))
+    plan = bucket.tables(Launch()).plan
+    last = torch.tensor([[0, (count - 1) // adamw.CHUNK_SIZE], [1, 0]], dtype=torch.int32)
+    plan.index_map = lambda chunks, counts: last
+    wanted = adamw_reference(bucket, copied(strided), Launch(seed=1))
+    triton_kernels.adamw_(bucket, Launch(seed=1))
+    assert_stored(strided, {"param": wanted["param"]}, "strided")
+    assert (bits(far.param[-9:]) == wanted["param"]).all()  # nothing of it is drawn
 
 
 def test_neighbours_in_memory_are_left_alone() -> None:

@@ -16,7 +16,7 @@ from fused_optim.tables import AdafactorRow
 
 pytest.importorskip("triton")
 
-from fused_optim.triton_kernels import adafactor, adamw, launching  # noqa: E402
+from fused_optim.triton_kernels import adafactor, adafactor_geometry, adamw, launching  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
@@ -82,6 +82,31 @@ def test_adafactor(moved, mode: str, flags: int, expected: int) -> None:
         getattr(triton_kernels, op)(bucket, Launch())
     # Sums and statistics come on top: less than a tenth here, where a matrix is small.
     assert expected <= sum(moved.values()) / param.numel() < 1.1 * expected
+
+
+def test_each_pass_begins_where_the_one_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards, backwards, forwards: what the cache still holds of the gradients is read first."""
+    tiles, length = 3, adafactor_geometry.LINEAR_TILE.value
+    entry = TensorEntry(*(torch.ones(tiles * length) for _ in range(2)))
+    entry.exp_avg_sq = torch.ones(tiles * length)
+    first, real, seen = entry.grad.data_ptr(), interpreter._interpreter, []
+
+    def load(pointers, mask, other, dtype):
+        tile = (int(pointers.min()) - first) // (4 * length)
+        if mask.any() and 0 <= tile < tiles and tile not in seen:
+            seen.append(tile)
+        return real.load(pointers, mask, other, dtype)
+
+    recording = SimpleNamespace(load=load, store=real.store)
+    monkeypatch.setattr(interpreter, "_interpreter", recording)
+    bucket = Bucket(key_of(torch.float32, "none", op="adafactor"), [entry], [AdafactorRow()])
+    orders = {}
+    for op in ADAFACTOR_OPS:
+        seen.clear()
+        getattr(triton_kernels, op)(bucket, Launch())
+        orders[op] = list(seen)
+    assert orders["adafactor_statistics"] == orders["adafactor_apply_"] == [0, 1, 2]
+    assert orders["adafactor_update_sums"] == [2, 1, 0]
 
 
 def test_one_kernel_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPE_MODES, Case, TensorCase, each_backend
+from cases import DTYPE_MODES, Case, TensorCase, each_backend, in_turns, interpreted
 from oracle import (
     adafactor,
     adafactor_torch,
@@ -69,6 +69,9 @@ RATES = [
 ]
 
 
+EVERY = [*ELEMENTWISE, *UNSCALED, *SCALED, *RELATIVE, *RATES]
+
+
 @np.errstate(invalid="ignore")  # signalling NaNs
 def patterns(dtype: torch.dtype, limit: float) -> np.ndarray:
     """Return every value of a 16-bit dtype, many of a wider one, as `bits` would: no NaN."""
@@ -87,8 +90,10 @@ def patterns(dtype: torch.dtype, limit: float) -> np.ndarray:
 def bench_of_patterns(case: Case, backend: str, limit: float) -> tuple[Bench, list[np.ndarray]]:
     """Return a bench whose parameters hold every pattern, for Adafactor also as a matrix."""
     tensors, values = [], []
-    for dtype, mode in DTYPE_MODES:
-        values.append(patterns(dtype, limit))
+    turn = EVERY.index(case)
+    for dtype, mode in in_turns(DTYPE_MODES, backend, turn, of=3):
+        every = patterns(dtype, limit)
+        values.append(every[turn % 271 :: 271] if interpreted(backend) else every)
         tensors.append(TensorCase(values[-1].shape, dtype, mode))
         if case.family == "adafactor":
             values.append(values[-1][: values[-1].size // 3 * 3].reshape(3, -1))

@@ -38,14 +38,9 @@ from .storage import (
 
 CHUNK_SIZE = 4096
 """Elements that one program works on."""
-BLOCK_SIZES = {False: 512, True: 1024}
-"""Elements that it holds in registers at a time, by whether the bucket draws random bits.
-
-Eight elements share a Philox block, so a thread should hold eight. Where nothing is drawn it holds
-four, which for float32 is a vector: with eight, stores go through shared memory.
-"""
-TAIL_SIZE = 256
-"""Elements held at a time where a chunk is no run of whole vectors, and offsets take registers."""
+TAIL_SIZES = {False: 256, True: 128}
+"""Elements held at a time where a chunk is no run of whole vectors, and offsets take registers; by
+whether there is amsgrad, whose maximum has an offset of its own."""
 NUM_WARPS = 4
 
 SCALARS = ("num_chunks", "clip_stride", "seed_low", "seed_high")
@@ -61,7 +56,7 @@ def adamw_(bucket, launch) -> None:
     """Run one AdamW step on every tensor of the bucket (kernel contract, section 6)."""
     tables = bucket.tables(launch)
     chunks = tables.chunks(CHUNK_SIZE)
-    block = BLOCK_SIZES[tables.derived("draws", lambda records: _draws(bucket.key, records))]
+    draws = tables.derived("draws", lambda records: _draws(bucket.key, records))
     launch_kernel(
         adamw_kernel,
         len(chunks),
@@ -72,11 +67,24 @@ def adamw_(bucket, launch) -> None:
         DTYPE=DTYPES[bucket.key.dtype],
         MODE=bucket.key.mode,
         AMSGRAD=bucket.key.amsgrad,
-        CHUNK=CHUNK_SIZE,
-        BLOCK=block,
-        TAIL=TAIL_SIZE,
+        **sizes(bucket.key.dtype, bucket.key.amsgrad, draws),
         num_warps=NUM_WARPS,
     )
+
+
+def sizes(dtype: torch.dtype, amsgrad: bool, draws: bool) -> dict[str, int]:
+    """Return the elements of a chunk, and those that a program holds in registers at a time.
+
+    Eight elements share a Philox block, so a thread should hold eight. Where nothing is drawn it
+    holds four, which for float32 is a vector: with eight, stores go through shared memory. So it
+    does for float32 parameters with amsgrad, whose five operands take too many registers.
+    """
+    eight = draws and not (amsgrad and dtype is torch.float32)
+    return {
+        "CHUNK": CHUNK_SIZE,
+        "BLOCK": 1024 if eight else 512,
+        "TAIL": TAIL_SIZES[amsgrad],
+    }
 
 
 def _draws(key, records: torch.Tensor) -> bool:

@@ -1,0 +1,129 @@
+"""Host time of a steady step: what Python costs beside the kernels, ours and torch's in turns.
+
+    python -m bench.host_time --tensors 1000
+
+Kernels are left out, so that it takes no GPU: ours pack their tables and stop there, and torch's
+fused op does nothing. torch's step counts are tensors of the device. On a CPU adding 1 to each
+takes a call of its own, on a GPU a few launches serve all, so the last column leaves that out too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+import fused_optim
+from fused_optim import dispatch, torch_compat
+
+CASES: dict[str, Callable[[list], torch.optim.Optimizer]] = {
+    "AdamW": lambda params: fused_optim.AdamW(params, lr=1e-3),
+    "torch_compat.AdamW": lambda params: torch_compat.AdamW(params, lr=1e-3),
+    "Adafactor": fused_optim.Adafactor,
+}
+TORCH, NO_COUNTS = "torch fused", "torch fused, no counts"
+ROUNDS = 5
+_OPS = ("adamw_", "adafactor_statistics", "adafactor_finalise_", "adafactor_update_sums")
+_OPS += ("adafactor_apply_",)
+
+
+def tensors(count: int) -> list[torch.nn.Parameter]:
+    """Return small parameters with gradients; only their number costs host time."""
+    params = [torch.nn.Parameter(torch.ones(8, 4)) for _ in range(count)]
+    renew_gradients(params)
+    return params
+
+
+def renew_gradients(params: list[torch.nn.Parameter]) -> None:
+    """Give every parameter a new gradient at a new address, as a backward pass may."""
+    grads = [torch.zeros_like(p) for p in params]  # all of them while the old ones are there
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+
+
+@contextlib.contextmanager
+def no_kernels() -> Iterator[None]:
+    """Leave out what a GPU would do: our ops' launches, and torch's fused op."""
+
+    def op(bucket: Any, launch: Any) -> None:
+        bucket.tables(launch)
+
+    backend = SimpleNamespace(**dict.fromkeys(_OPS, op))
+    with (
+        mock.patch.dict(os.environ, {dispatch.TEST_VARIABLE: "triton"}),
+        mock.patch.object(dispatch, "load", lambda name: backend),
+        mock.patch.object(torch, "_fused_adamw_", _nothing),
+    ):
+        yield
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def best(step: Callable[[], Any], before: Callable[[], Any]) -> float:
+    """Return the shortest time of a few steps, in seconds: others may use the machine too."""
+    times = []
+    for _ in range(ROUNDS):
+        before()
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
+    """Return seconds per step of each optimizer, with the same gradients and with new ones.
+
+    Args:
+        count: tensors.
+        turns: times that the optimizers take turns.
+    """
+    makes = {**CASES, TORCH: lambda params: torch.optim.AdamW(params, fused=True)}
+    found: dict[str, dict[str, list[float]]] = {}
+    gc.disable()
+    with no_kernels():
+        params = {name: tensors(count) for name in makes}
+        steps = {name: make(params[name]).step for name, make in makes.items()}
+        for _ in range(turns):
+            for name, step in steps.items():
+                _time(step, params[name], found.setdefault(name, {"same": [], "new": []}))
+            with mock.patch.object(torch, "_foreach_add_", _nothing):
+                times = found.setdefault(NO_COUNTS, {"same": [], "new": []})
+                _time(steps[TORCH], params[TORCH], times)
+    gc.enable()
+    return {
+        name: {kind: min(values) for kind, values in times.items()} for name, times in found.items()
+    }
+
+
+def _time(step: Callable[[], Any], params: list, times: dict[str, list[float]]) -> None:
+    step()
+    times["same"].append(best(step, _nothing))
+    times["new"].append(best(step, lambda: renew_gradients(params)))
+
+
+def main() -> None:
+    """Print microseconds per step, and the ratios to torch's."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tensors", type=int, default=1000)
+    parser.add_argument("--turns", type=int, default=25)
+    arguments = parser.parse_args()
+    found = measure(arguments.tensors, arguments.turns)
+    print(f"{'us per step':24}{'same gradients':>16}{'new ones':>10}{'ratio':>8}{'no counts':>11}")
+    for name, times in found.items():
+        same, new = 1e6 * times["same"], 1e6 * times["new"]
+        ratios = [times["new"] / found[peer]["new"] for peer in (TORCH, NO_COUNTS)]
+        print(f"{name:24}{same:16.0f}{new:10.0f}{ratios[0]:8.2f}{ratios[1]:11.2f}")
+
+
+if __name__ == "__main__":
+    main()
