@@ -19,7 +19,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-KERNELS = ("adamw", "gradients", "adafactor", "adafactor_statistics", "adafactor_apply")
+_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
+KERNELS = ("adamw", "gradients", *(f"adafactor_{stage}" for stage in _ADAFACTOR))
 SOURCES = ("csrc/bindings.cpp", *(f"csrc/{name}.cu" for name in KERNELS))
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
 COMMON = ("-O3", "-std=c++17", "-Icsrc")

@@ -383,6 +383,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             grad_scale=None if scale is None else scale.to(device),
             found_inf=None if found_inf is None else found_inf.to(device),
             seed=self.seed,
+            sums_wanted=self.max_grad_norm is not None,
         )
 
     def _buckets(self, pending: list, kinds: list[_Kind]) -> list[Bucket]:

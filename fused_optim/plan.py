@@ -26,7 +26,10 @@ from fused_optim.tables import RECORD_FIELDS, RECORD_SIZE
 _COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
 _SHAPE_COLUMNS = [
     _COLUMN[name]
-    for name in ("numel", "batch", "rows", "cols", "exp_avg_dtype", "exp_avg_sq_dtype")
+    for name in (
+        *("numel", "batch", "rows", "cols", "exp_avg_dtype", "exp_avg_sq_dtype"),
+        *("global_numel", "global_rows", "global_cols"),
+    )
 ]
 
 Counts = Callable[[int, int, int], int]
