@@ -6,6 +6,7 @@ packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_C
 `TORCH_CUDA_ARCH_LIST`) lists architectures as `9.0;10.0+PTX`. Neither torch nor a GPU is needed.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -69,6 +70,16 @@ def library_flags(nvcc: Path) -> list[str]:
     return [f"-L{lib}"] if (lib / "libcudart_static.a").is_file() else []
 
 
+def compression_flags(nvcc: Path) -> list[str]:
+    """Return what makes kernels half as large, where no driver that may load them minds.
+
+    Drivers before CUDA 12.4 can't read the format, and the runtime of CUDA 13 needs newer ones.
+    """
+    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)", printed)
+    return ["--compress-mode=size"] if release and int(release[1]) >= 13 else []
+
+
 def supported_architectures(nvcc: Path) -> set[str]:
     """Return what the compiler knows, as "90" and the like."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
@@ -120,7 +131,7 @@ def ninja_file(nvcc: Path, output: Path) -> str:
     bindings += (f"-I{sysconfig.get_path('include')}", f'-DFUSED_OPTIM_ARCHITECTURES="{names}"')
     ccbin = ("-ccbin", host) if os.environ.get("CXX") else ()
     link = ("-shared", "-cudart", "static", *ccbin, *library_flags(nvcc))
-    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *ccbin, *architectures)
+    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *compression_flags(nvcc), *ccbin, *architectures)
     output = output.relative_to(ROOT)
     lines = [
         f"builddir = {escaped(output.parent)}",  # of ninja's own files
@@ -150,7 +161,9 @@ def run_ninja(folder: Path) -> None:
     Raises:
         NotPossible: it failed; the compiler has said why.
     """
-    on_path = shutil.which("ninja")
+    # Python's own first, as pip's build has it: another version starts over, not trusting the log.
+    own = importlib.util.find_spec("ninja") is not None
+    on_path = None if own else shutil.which("ninja")
     command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
     if subprocess.run([*command, "-f", folder / "build.ninja"], cwd=ROOT).returncode != 0:
         raise NotPossible("the CUDA extension did not compile; the compiler's message is above")

@@ -11,7 +11,15 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 
-from fused_optim import dispatch, loading, plan_records, precision, state, validation
+from fused_optim import (
+    dispatch,
+    loading,
+    plan_records,
+    plan_upload,
+    precision,
+    state,
+    validation,
+)
 from fused_optim.launch import STATE_FIELDS, Bucket, BucketKey, Launch, Row, TensorEntry
 from fused_optim.plan import Plan
 from fused_optim.steady import Steady, increment_versions
@@ -242,6 +250,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             RuntimeError: a gradient is sparse, or of another shape, device or kind than its
                 parameter; nothing was changed.
         """
+        plan_upload.check_not_captured(type(self).__name__)
         loss = None
         if closure is not None:
             with torch.enable_grad():

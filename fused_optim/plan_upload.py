@@ -26,11 +26,33 @@ def upload_(target: torch.Tensor, host: torch.Tensor) -> None:
         target.copy_(host.pin_memory(), non_blocking=True)
 
 
+def check_not_captured(optimizer: str) -> None:
+    """Refuse to step while a CUDA graph is captured.
+
+    Replays would copy from staging memory that others use by then, and repeat this step's scalars.
+
+    Raises:
+        RuntimeError: the current stream is being captured; nothing was changed.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{optimizer}.step() can't be captured in a CUDA graph: learning rates and step counts "
+            "are on the host, so replays would repeat one step. Capture forward and backward, and "
+            "call step() outside the graph"
+        )
+
+
 def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a new tensor on ``device`` that holds what ``host`` does."""
     target = torch.empty(host.shape, dtype=host.dtype, device=device)
     upload_(target, host)
     return target
+
+
+def record_stream(tensor: torch.Tensor, stream: Any) -> None:
+    """Have a tensor's memory outlive what ``stream`` does with it by now."""
+    if tensor.device.type != "cpu":
+        tensor.record_stream(stream)
 
 
 @functools.cache
