@@ -6,6 +6,7 @@ packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_C
 `TORCH_CUDA_ARCH_LIST`) lists architectures as `9.0;10.0+PTX`. Neither torch nor a GPU is needed.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -19,7 +20,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-KERNELS = ("adamw", "gradients", "adafactor", "adafactor_statistics", "adafactor_apply")
+_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
+KERNELS = ("adamw", "gradients", *(f"adafactor_{stage}" for stage in _ADAFACTOR))
 SOURCES = ("csrc/bindings.cpp", *(f"csrc/{name}.cu" for name in KERNELS))
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
 COMMON = ("-O3", "-std=c++17", "-Icsrc")
@@ -66,6 +68,16 @@ def library_flags(nvcc: Path) -> list[str]:
     """Return what the link needs to find the static runtime: PyPI's nvcc looks in lib64 only."""
     lib = nvcc.resolve().parents[1] / "lib"
     return [f"-L{lib}"] if (lib / "libcudart_static.a").is_file() else []
+
+
+def compression_flags(nvcc: Path) -> list[str]:
+    """Return what makes kernels half as large, where no driver that may load them minds.
+
+    Drivers before CUDA 12.4 can't read the format, and the runtime of CUDA 13 needs newer ones.
+    """
+    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)", printed)
+    return ["--compress-mode=size"] if release and int(release[1]) >= 13 else []
 
 
 def supported_architectures(nvcc: Path) -> set[str]:
@@ -119,7 +131,7 @@ def ninja_file(nvcc: Path, output: Path) -> str:
     bindings += (f"-I{sysconfig.get_path('include')}", f'-DFUSED_OPTIM_ARCHITECTURES="{names}"')
     ccbin = ("-ccbin", host) if os.environ.get("CXX") else ()
     link = ("-shared", "-cudart", "static", *ccbin, *library_flags(nvcc))
-    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *ccbin, *architectures)
+    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *compression_flags(nvcc), *ccbin, *architectures)
     output = output.relative_to(ROOT)
     lines = [
         f"builddir = {escaped(output.parent)}",  # of ninja's own files
@@ -149,7 +161,9 @@ def run_ninja(folder: Path) -> None:
     Raises:
         NotPossible: it failed; the compiler has said why.
     """
-    on_path = shutil.which("ninja")
+    # Python's own first, as pip's build has it: another version starts over, not trusting the log.
+    own = importlib.util.find_spec("ninja") is not None
+    on_path = None if own else shutil.which("ninja")
     command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
     if subprocess.run([*command, "-f", folder / "build.ninja"], cwd=ROOT).returncode != 0:
         raise NotPossible("the CUDA extension did not compile; the compiler's message is above")

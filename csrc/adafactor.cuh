@@ -1,11 +1,17 @@
 // Adafactor: how a tensor is cut into tiles, where its sums live in scratch, and the update math.
 //
 // note: [tiles] A warp reads runs of 8 elements, `lanes` of them side by side in a row (a power of
-// two, so that narrow matrices keep all 32 lanes busy), and walks down 32 steps: a chain. A block's
-// warps and chains lie below each other. Sums along rows are of a warp; sums down columns are of
-// the block, and what either lacks is added by the next launch. A tensor of one row is linear: it
-// is walked as if it had 256 columns, and its column statistics, if factored, are element by
-// element.
+// two, so that narrow matrices keep all 32 lanes busy): a strip of columns. It walks down its strip
+// 32 steps at a time: a chain. A block's warps lie below each other, or side by side where the rows
+// are too few for that. Sums along rows are of a strip; sums down columns are of the block, and
+// what either lacks is added by the next launch. A tensor of one row is linear: it is walked as if
+// it had 256 columns, and its column statistics, if factored, are element by element. So is a batch
+// of tiny matrices, which a tile may then hold many of: no sums of lines are kept of it, and
+// whoever needs one adds it up.
+//
+// note: [visits] A tensor of a tile's size is not cut up: one block does all its stages in the last
+// launch, with barriers between them where other tensors have launches, so that what the stages
+// hand on and read again is in the nearest cache.
 #pragma once
 
 #include "launch.cuh"
@@ -14,46 +20,76 @@
 namespace fused_optim {
 
 constexpr int kRun = 8;
-constexpr int kMaxChains = 4;
+constexpr int kRunBits = 3;
+constexpr int kChainBits = 5;
+constexpr int kLaneBits = 5;
+constexpr int kWarpBits = 3;
+constexpr int kManyChainBits = 2;
 constexpr int64_t kManyElements = 1 << 22;  // above, tiles of four chains keep scratch small
-constexpr int64_t kLineJob = kThreads;      // rows or columns that a block finishes at once
+constexpr int kLineBits = 8;
+constexpr int64_t kLineJob = kThreads;  // rows or columns that a block finishes at once
+constexpr int64_t kTinyMatrix = 64;
+constexpr int64_t kVisitElements = 1 << 16;
+constexpr int64_t kVisitTiles = 8;
+static_assert(kLineJob == 1 << kLineBits && kWarps == 1 << kWarpBits && kChain == 1 << kChainBits,
+              "powers of two, as divisions by others take long");
 
+// What a kernel walks; `Bits` are binary logarithms.
 struct Geometry {
   int64_t batch, rows, cols, numel;
   bool linear;
-  int lanes;
-  int chains;
-  int64_t tile_rows, tile_cols;
+  bool tiny;                            // a batch of tiny matrices, walked as a linear tensor
+  int lane_bits;                        // lanes side by side in a row
+  int across_bits;                      // warps side by side
+  int chain_bits;                       // chains of a warp in a tile
+  int64_t strips;                       // columns' worth of a warp
   int64_t row_tiles, col_tiles, tiles;  // tiles: of all batch indices together
   int64_t row_jobs, col_jobs;           // per batch index
+
+  FUSED_MATH int RowsPerStepBits() const { return kLaneBits - lane_bits; }
+  FUSED_MATH int StripBits() const { return lane_bits + kRunBits; }
+  FUSED_MATH int Steps() const { return kChain << chain_bits; }
+  FUSED_MATH int WarpRowBits() const { return chain_bits + kChainBits + RowsPerStepBits(); }
+  FUSED_MATH int TileRowBits() const { return WarpRowBits() + kWarpBits - across_bits; }
 };
 
 FUSED_MATH int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FUSED_MATH int64_t CeilShift(int64_t a, int bits) { return (a + (int64_t{1} << bits) - 1) >> bits; }
 
 FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols) {
   Geometry g;
   g.numel = batch * rows * cols;
-  g.linear = batch * rows == 1;
-  g.batch = batch;
+  g.tiny = batch * rows != 1 && rows * cols <= kTinyMatrix;
+  g.linear = batch * rows == 1 || g.tiny;
+  g.batch = g.linear ? 1 : batch;
   g.cols = g.linear ? kLanes * kRun : cols;
-  g.rows = g.linear ? CeilDiv(cols, g.cols) : rows;
-  g.lanes = 1;
-  while (g.lanes < kLanes && g.lanes * kRun < g.cols) g.lanes *= 2;
-  g.chains = g.numel >= kManyElements ? kMaxChains : 1;
-  g.tile_rows = static_cast<int64_t>(kWarps) * g.chains * kChain * (kLanes / g.lanes);
-  g.tile_cols = g.lanes * kRun;
-  g.row_tiles = CeilDiv(g.rows, g.tile_rows);
-  g.col_tiles = CeilDiv(g.cols, g.tile_cols);
-  g.tiles = batch * g.row_tiles * g.col_tiles;
-  g.row_jobs = g.linear ? g.tiles : CeilDiv(rows, kLineJob);
-  g.col_jobs = g.linear ? 0 : CeilDiv(cols, kLineJob);
+  g.rows = g.linear ? CeilShift(g.numel, kLaneBits + kRunBits) : rows;
+  g.lane_bits = 0;
+  while (g.lane_bits < kLaneBits && int64_t{1} << g.StripBits() < g.cols) ++g.lane_bits;
+  g.chain_bits = g.numel >= kManyElements ? kManyChainBits : 0;
+  g.strips = CeilShift(g.cols, g.StripBits());
+  g.across_bits = 0;
+  while (g.across_bits < kWarpBits && int64_t{1} << g.across_bits < g.strips &&
+         int64_t{1} << (g.TileRowBits() - 1) >= g.rows) {
+    ++g.across_bits;
+  }
+  g.row_tiles = CeilShift(g.rows, g.TileRowBits());
+  g.col_tiles = CeilShift(g.strips, g.across_bits);
+  g.tiles = g.batch * g.row_tiles * g.col_tiles;
+  g.row_jobs = g.linear ? g.tiles : CeilShift(rows, kLineBits);
+  g.col_jobs = g.linear ? 0 : CeilShift(cols, kLineBits);
   return g;
+}
+
+// Whether one block takes a tensor through all stages: note: [visits].
+FUSED_MATH bool IsVisited(const Geometry& g) {
+  return g.numel <= kVisitElements && g.tiles <= kVisitTiles;
 }
 
 // Offsets into a tensor's part of scratch. Totals over tiles replace the first tile's part, and
 // F4's r in turn replaces the row sums.
 struct ScratchMap {
-  int64_t row_sums;     // [col_tiles, batch * rows]
+  int64_t row_sums;     // [strips, batch * rows]
   int64_t col_sums;     // [row_tiles, batch * cols]
   int64_t tile_sums;    // [tiles]: g^2, later u^2
   int64_t tile_params;  // [tiles]: p^2
@@ -68,7 +104,7 @@ FUSED_MATH ScratchMap ScratchMapOf(const Geometry& g) {
   ScratchMap map;
   const int64_t lines = g.linear ? 0 : 1;
   map.row_sums = kScalars;
-  map.col_sums = map.row_sums + lines * g.col_tiles * g.batch * g.rows;
+  map.col_sums = map.row_sums + lines * g.strips * g.batch * g.rows;
   map.tile_sums = map.col_sums + lines * g.row_tiles * g.batch * g.cols;
   map.tile_params = map.tile_sums + g.tiles;
   map.line_means = map.tile_params + g.tiles;

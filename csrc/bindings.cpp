@@ -57,8 +57,11 @@ void DefineOps(py::module_& m) {
     AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines), num_lines,
                         Pointer<float>(scratch), Pointer<float>(sums));
   });
-  m.def("adafactor_finalise_", [](const PyLaunch& lines, uintptr_t scratch) {
-    AdafactorFinalise(lines.target, lines.arguments, Pointer<float>(scratch));
+  m.def("adafactor_finalise_", [](const PyLaunch& lines, uintptr_t visits, int64_t num_visits,
+                                  bool have_statistics, uintptr_t scratch) {
+    const VisitArguments visited = {Pointer<const WorkItem>(visits), num_visits, have_statistics,
+                                    lines.target.dtype, lines.target.mode};
+    AdafactorFinalise(lines.target, lines.arguments, visited, Pointer<float>(scratch));
   });
   m.def("adafactor_update_sums", [](const PyLaunch& launch, uintptr_t scratch) {
     AdafactorUpdateSums(launch.target, launch.arguments, Pointer<float>(scratch));
@@ -68,6 +71,7 @@ void DefineOps(py::module_& m) {
   });
   m.def("adafactor_tiles", &AdafactorTiles, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a);
+  m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a);
   m.def("check_device", &CheckDevice, "device"_a);
 }

@@ -56,6 +56,7 @@ namespace fused_optim {
 // Throws std::runtime_error with CUDA's name for the error, which fused_optim/cuda.py looks for.
 inline void Check(cudaError_t status, const std::string& what) {
   if (status == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // reported here, and not once more by whoever asks next
   throw std::runtime_error(what + ": " + cudaGetErrorName(status) + ": " +
                            cudaGetErrorString(status));
 }
@@ -190,6 +191,11 @@ FUSED_DEVICE void StoreWords(char* __restrict__ to, const uint32_t* words) {
   } else {
     *reinterpret_cast<uint32_t*>(to) = words[0];
   }
+}
+
+// Asks for what lies there, to be loaded soon. Takes no register, unlike a load.
+FUSED_DEVICE void Prefetch(const char* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 FUSED_DEVICE uint32_t LoadHalfWord(const char* from) {

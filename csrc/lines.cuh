@@ -15,12 +15,18 @@ struct LineJob {
   bool valid;
 };
 
-// Part 0 of a tensor is not a line job: it is the tensor's totals.
-FUSED_DEVICE LineJob LineJobOf(const Geometry& shape, int64_t part) {
-  const int64_t per_batch = shape.row_jobs + shape.col_jobs;
+// Part 0 of a tensor is not a line job: it is the tensor's totals. The parts of a linear tensor are
+// its tiles.
+FUSED_MATH int64_t PartsOf(const Geometry& shape) {
+  return 1 + shape.batch * (shape.row_jobs + shape.col_jobs);
+}
+
+FUSED_DEVICE LineJob LineJobOf(const Geometry& shape, int32_t part) {
+  const auto per_batch = static_cast<uint32_t>(shape.row_jobs + shape.col_jobs);
+  const auto before = static_cast<uint32_t>(part - 1);
   LineJob job;
-  job.batch = (part - 1) / per_batch;
-  job.job = (part - 1) % per_batch;
+  job.batch = before / per_batch;
+  job.job = before % per_batch;
   job.is_row = job.job < shape.row_jobs;
   if (!job.is_row) job.job -= shape.row_jobs;
   job.line = job.job * kLineJob + ThreadIndex();

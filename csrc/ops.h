@@ -56,10 +56,25 @@ int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols);
 int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols);
 int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols);
 
-// The four stages of an Adafactor step. Items are tiles, but for those called lines.
+// Whether a tensor is small enough for AdafactorFinalise to do all four stages of it.
+bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols);
+
+// The tensors for which it does so. The items of the other stages, its own lines included, leave
+// them out; but for those of AdafactorStatistics where `have_statistics`.
+struct VisitArguments {
+  const WorkItem* tensors;
+  int64_t num_tensors;
+  bool have_statistics;
+  int64_t dtype;  // of the parameters
+  Mode mode;
+};
+
+// The four stages of an Adafactor step. Items are tiles, but for those called lines. `sums` may be
+// null.
 void AdafactorStatistics(const LaunchTarget& target, const LaunchArguments& launch,
                          const WorkItem* lines, int64_t num_lines, float* scratch, float* sums);
-void AdafactorFinalise(const LaunchTarget& target, const LaunchArguments& lines, float* scratch);
+void AdafactorFinalise(const LaunchTarget& target, const LaunchArguments& lines,
+                       const VisitArguments& visits, float* scratch);
 void AdafactorUpdateSums(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
 void AdafactorApply(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
 

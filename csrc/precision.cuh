@@ -4,6 +4,7 @@
 
 #include "ops.h"
 #include "storage.cuh"
+#include "variants.cuh"
 
 namespace fused_optim {
 
@@ -125,5 +126,59 @@ FUSED_DEVICE void StoreParam(const TensorRecord& tensor, const Place& place,
     StoreRaw(tensor.extra, kExtraIsWide<kMode>, place.Offset(kExtraSlot), raw.extra);
   }
 }
+
+// Parameters whose dtype and mode are known at compile time.
+template <int64_t kDtype, Mode kMode>
+struct FixedParams {
+  template <int N, typename Place>
+  FUSED_DEVICE void Load(const TensorRecord& tensor, const Place& place, RawParam<N>* raw) const {
+    LoadParam<kDtype, kMode, N>(tensor, place, raw);
+  }
+  FUSED_DEVICE void Prefetch(const TensorRecord& tensor, int64_t index) const {
+    PrefetchRaw(tensor.param, kDtype == kFloat32, index);
+    if constexpr (kHasExtra<kMode>) PrefetchRaw(tensor.extra, kExtraIsWide<kMode>, index);
+  }
+  template <int N>
+  FUSED_DEVICE void Decode(const RawParam<N>& raw, float (&values)[N]) const {
+    DecodeParam<kDtype, kMode>(raw, values);
+  }
+  template <int N, typename Place>
+  FUSED_DEVICE void Store(const TensorRecord& tensor, const Place& place, const float (&values)[N],
+                          const Draw& draw) const {
+    StoreParam<kDtype, kMode>(tensor, place, values, draw);
+  }
+};
+
+// Those for which they are not. Every thread of a launch takes the same way.
+struct AnyParams {
+  int64_t dtype;
+  Mode mode;
+
+  template <int N, typename Place>
+  FUSED_DEVICE void Load(const TensorRecord& tensor, const Place& place, RawParam<N>* raw) const {
+    raw->param = LoadRaw<N>(tensor.param, dtype == kFloat32, place.Offset(kParamSlot));
+    if (tensor.extra != 0) {
+      raw->extra = LoadRaw<N>(tensor.extra, mode == kMaster, place.Offset(kExtraSlot));
+    }
+  }
+  FUSED_DEVICE void Prefetch(const TensorRecord& tensor, int64_t index) const {
+    PrefetchRaw(tensor.param, dtype == kFloat32, index);
+    if (tensor.extra != 0) PrefetchRaw(tensor.extra, mode == kMaster, index);
+  }
+  template <int N>
+  FUSED_DEVICE void Decode(const RawParam<N>& raw, float (&values)[N]) const {
+    RunVariant(dtype, mode, [&](auto known_dtype, auto known_mode) {
+      DecodeParam<decltype(known_dtype)::value, decltype(known_mode)::value>(raw, values);
+    });
+  }
+  template <int N, typename Place>
+  FUSED_DEVICE void Store(const TensorRecord& tensor, const Place& place, const float (&values)[N],
+                          const Draw& draw) const {
+    RunVariant(dtype, mode, [&](auto known_dtype, auto known_mode) {
+      StoreParam<decltype(known_dtype)::value, decltype(known_mode)::value>(tensor, place, values,
+                                                                            draw);
+    });
+  }
+};
 
 }  // namespace fused_optim

@@ -86,6 +86,11 @@ FUSED_DEVICE Raw<N> LoadRaw(int64_t address, bool wide, int64_t index) {
   return raw;
 }
 
+// Asks for what LoadRaw will load.
+FUSED_DEVICE void PrefetchRaw(int64_t address, bool wide, int64_t index) {
+  Prefetch(GlobalPointer<const char>(address) + index * (wide ? 4 : 2));
+}
+
 template <int N>
 FUSED_DEVICE void StoreRaw(int64_t address, bool wide, int64_t index, const Raw<N>& raw) {
   char* to = GlobalPointer<char>(address) + index * (wide ? 4 : 2);

@@ -1,4 +1,8 @@
 // Walking a tile of an Adafactor tensor: adafactor.cuh, note: [tiles].
+//
+// A tile is walked in one of two ways. Where all its runs may be loaded whole (`IsFast`) nothing in
+// the loop is decided element by element; anywhere else elements come one at a time, through
+// functions that are called, so that they take no registers from the fast way.
 #pragma once
 
 #include "adafactor.cuh"
@@ -6,28 +10,37 @@
 
 namespace fused_optim {
 
-// One tensor as its kernels see it.
+// One tensor as its kernels see it. It lies in shared memory: a thread needs its registers for what
+// it moves, and a block's threads need the same of this.
 struct TensorTask {
   TensorRecord t;
   AdafactorRow row;
   Geometry shape;
   ScratchMap map;
-  float* scratch;  // of this tensor
+  Preparation prepare;
+  Draw draw;
+  int64_t scratch;  // address of this tensor's part
 
   FUSED_DEVICE bool Factored() const { return t.max_exp_avg_sq != 0; }
   // Statistics by column or, of a linear tensor, by element.
   FUSED_DEVICE int64_t ColumnState() const { return Factored() ? t.max_exp_avg_sq : t.exp_avg_sq; }
+  FUSED_DEVICE float* Scratch() const { return GlobalPointer<float>(scratch); }
 };
 
-FUSED_DEVICE TensorTask TaskOf(const LaunchArguments& launch, const WorkItem& item,
-                               float* scratch) {
-  TensorTask task;
-  task.t = launch.records[item.tensor];
-  task.row = static_cast<const AdafactorRow*>(launch.rows)[task.t.row];
-  task.shape = GeometryOf(task.t.batch, task.t.rows, task.t.cols);
-  task.map = ScratchMapOf(task.shape);
-  task.scratch = scratch + task.t.scratch;
-  return task;
+// Fills `task`, which is in shared memory. All threads of the block must call it.
+FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float* scratch,
+                            TensorTask* task) {
+  Barrier();  // after the last use of the task before
+  if (ThreadIndex() == 0) {
+    task->t = launch.records[tensor];
+    task->row = static_cast<const AdafactorRow*>(launch.rows)[task->t.row];
+    task->shape = GeometryOf(task->t.batch, task->t.rows, task->t.cols);
+    task->map = ScratchMapOf(task->shape);
+    task->prepare = Prepare(launch, tensor, task->row.grad_mul, Infinity());
+    task->draw = DrawOf(launch, task->t, task->row.step);
+    task->scratch = reinterpret_cast<int64_t>(scratch + task->t.scratch);
+  }
+  Barrier();
 }
 
 FUSED_DEVICE int Lane() { return ThreadIndex() % kLanes; }
@@ -38,9 +51,12 @@ struct TilePlace {
   int64_t batch, row_tile, col_tile;
 };
 
-FUSED_DEVICE TilePlace PlaceOfTile(const Geometry& shape, int64_t tile) {
-  const int64_t above = tile / shape.col_tiles;
-  return {above / shape.row_tiles, above % shape.row_tiles, tile % shape.col_tiles};
+FUSED_DEVICE TilePlace PlaceOfTile(const Geometry& shape, int32_t tile) {
+  // There are fewer tiles than 2^31, and 32-bit divisions are much shorter.
+  const auto cols = static_cast<uint32_t>(shape.col_tiles);
+  const auto rows = static_cast<uint32_t>(shape.row_tiles);
+  const uint32_t above = static_cast<uint32_t>(tile) / cols;
+  return {above / rows, above % rows, static_cast<uint32_t>(tile) % cols};
 }
 
 // This lane's runs of a tile: one per step, each a fixed number of rows below the one before.
@@ -50,33 +66,50 @@ struct LaneRuns {
   int64_t end;     // of a linear tensor; more than any index for others
   int64_t row;     // of the first run, all batch indices counted
   int64_t col;     // of all runs: into the column statistics
-  int steps;       // in which the row exists
+  int64_t strip;
+  int steps;       // in which there is a run; its last may be cut short by the end
+  int warp_steps;  // the most of any lane of this warp
   int rows_per_step;
   int width;  // elements of a run that exist
   bool linear;
-  bool vectors;  // runs of 8 may be loaded whole
 };
 
-FUSED_DEVICE LaneRuns RunsOf(const TensorTask& task, const TilePlace& place) {
-  const Geometry& shape = task.shape;
+FUSED_DEVICE int Clamped(int64_t steps, int most) {
+  return static_cast<int>(steps < 0 ? 0 : steps < most ? steps : most);
+}
+
+FUSED_DEVICE LaneRuns RunsOf(const Geometry& shape, const TilePlace& place) {
   LaneRuns runs;
-  runs.rows_per_step = kLanes / shape.lanes;
-  const int64_t row = place.row_tile * shape.tile_rows + Lane() / shape.lanes +
-                      static_cast<int64_t>(Warp()) * shape.chains * kChain * runs.rows_per_step;
-  const int64_t col = place.col_tile * shape.tile_cols + Lane() % shape.lanes * kRun;
+  const int lanes = 1 << shape.lane_bits;
+  const int step_bits = shape.RowsPerStepBits();
+  const int across = Warp() & ((1 << shape.across_bits) - 1);
+  const int64_t down = Warp() >> shape.across_bits;
+  const int64_t warp_row = (place.row_tile << shape.TileRowBits()) + (down << shape.WarpRowBits());
+  const int64_t row = warp_row + Lane() / lanes;
+  runs.strip = (place.col_tile << shape.across_bits) + across;
+  const int64_t col = (runs.strip << shape.StripBits()) + Lane() % lanes * kRun;
   const int64_t left = shape.cols - col;
   runs.width = static_cast<int>(left < 0 ? 0 : left < kRun ? left : kRun);
-  const int64_t below = row < shape.rows ? CeilDiv(shape.rows - row, runs.rows_per_step) : 0;
-  const int64_t most = shape.chains * kChain;
-  runs.steps = static_cast<int>(below < most ? below : most);
+  runs.rows_per_step = 1 << step_bits;
   runs.row = place.batch * shape.rows + row;
   runs.col = place.batch * shape.cols + col;
   runs.index = runs.row * shape.cols + col;
-  runs.stride = runs.rows_per_step * shape.cols;
+  runs.stride = shape.cols << step_bits;
   runs.linear = shape.linear;
   runs.end = shape.linear ? shape.numel : INT64_MAX;
-  runs.vectors = TakesVectors(task.t) && (shape.linear || shape.cols % kRun == 0);
+  runs.warp_steps = Clamped(CeilShift(shape.rows - warp_row, step_bits), shape.Steps());
+  const int64_t below = shape.linear ? CeilShift(shape.numel - runs.index, kLaneBits + kRunBits)
+                                     : CeilShift(shape.rows - row, step_bits);
+  runs.steps = runs.width > 0 ? Clamped(below, shape.Steps()) : 0;
   return runs;
+}
+
+// Whether every run of a tile that there is has 8 elements which may be loaded whole.
+FUSED_DEVICE bool IsFast(const TensorTask& task, int32_t tile) {
+  const Geometry& shape = task.shape;
+  const bool ends_whole =
+      shape.linear ? shape.numel % kRun == 0 || tile + 1 < shape.tiles : shape.cols % kRun == 0;
+  return TakesVectors(task.t) && ends_whole;
 }
 
 FUSED_DEVICE int64_t IndexAt(const LaneRuns& runs, int step) {
@@ -87,11 +120,21 @@ FUSED_DEVICE int64_t IndexAt(const LaneRuns& runs, int step) {
 FUSED_DEVICE int CountAt(const LaneRuns& runs, int step) {
   if (step >= runs.steps) return 0;
   const int64_t left = runs.end - IndexAt(runs, step);
-  return left >= runs.width ? runs.width : left > 0 ? static_cast<int>(left) : 0;
+  return left >= runs.width ? runs.width : static_cast<int>(left);
 }
 
-FUSED_DEVICE bool WholeAt(const LaneRuns& runs, int step) {
-  return runs.vectors && CountAt(runs, step) == kRun;
+// Asks for a step's gradients. Registers for loads run out before enough bytes are in flight to
+// hide the memory's latency: docs/notes_cuda.md, loads in flight.
+FUSED_DEVICE void PrefetchGradients(const TensorRecord& t, const LaneRuns& runs, int step) {
+  if (step < 0 || step >= runs.steps) return;
+  PrefetchRaw(t.grad, t.grad_dtype == kFloat32, IndexAt(runs, step));
+}
+
+// The same of its parameters, with what their mode keeps beside them.
+template <typename Params>
+FUSED_DEVICE void PrefetchParams(const Params& params, const TensorRecord& t, const LaneRuns& runs,
+                                 int step) {
+  if (step < runs.steps) params.Prefetch(t, IndexAt(runs, step));
 }
 
 // One element of a gradient, of any strides.
@@ -106,16 +149,17 @@ FUSED_SLOW_PATH float GradientAt(int64_t grad, int64_t dtype, int64_t layout, in
 }
 
 // One element of a parameter, likewise.
-template <int64_t kDtype, Mode kMode>
-FUSED_SLOW_PATH float ParamAt(int64_t param, int64_t extra, int64_t layout, int64_t index) {
+template <typename Params>
+FUSED_SLOW_PATH float ParamAt(Params params, int64_t param, int64_t extra, int64_t layout,
+                              int64_t index) {
   TensorRecord t;
   t.param = param;
   t.extra = extra;
   const StridedPlace place = {layout, index, 0};
   RawParam<1> raw;
   float x[1];
-  LoadParam<kDtype, kMode, 1>(t, place, &raw);
-  DecodeParam<kDtype, kMode>(raw, x);
+  params.Load(t, place, &raw);
+  params.Decode(raw, x);
   return x[0];
 }
 
@@ -125,48 +169,36 @@ FUSED_DEVICE void Put(float x, int i, float (&values)[kRun]) {
   for (int k = 0; k < kRun; ++k) values[k] = k == i ? x : values[k];
 }
 
-// The prepared gradients of a step's run; 0 beyond its end. `raw` was loaded where it is whole.
-FUSED_DEVICE void Gradients(const TensorRecord& t, const LaneRuns& runs, int step,
-                            const Preparation& prepare, const Raw<kRun>& raw, float (&g)[kRun]) {
-  if (WholeAt(runs, step)) {
-    Unpack(raw, t.grad_dtype, g);
+// A step's prepared gradients, one at a time; 0 beyond the run's end.
+FUSED_DEVICE void GradientsSingly(const TensorRecord& t, const LaneRuns& runs, int step,
+                                  const Preparation& prepare, float (&g)[kRun]) {
+  const int count = CountAt(runs, step);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) g[i] = prepare(g[i]);
-  } else {
-    const int count = CountAt(runs, step);
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) g[i] = 0.0f;
+  for (int i = 0; i < kRun; ++i) g[i] = 0.0f;
 #pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      const int64_t index = IndexAt(runs, step) + i;
-      Put(prepare(GradientAt(t.grad, t.grad_dtype, t.layout, index)), i, g);
-    }
+  for (int i = 0; i < count; ++i) {
+    Put(prepare(GradientAt(t.grad, t.grad_dtype, t.layout, IndexAt(runs, step) + i)), i, g);
   }
 }
 
 // The float32 values of a step's parameters, likewise.
-template <int64_t kDtype, Mode kMode>
-FUSED_DEVICE void Params(const TensorRecord& t, const LaneRuns& runs, int step,
-                         const RawParam<kRun>& raw, float (&p)[kRun]) {
-  if (WholeAt(runs, step)) {
-    DecodeParam<kDtype, kMode>(raw, p);
-  } else {
-    const int count = CountAt(runs, step);
+template <typename Params>
+FUSED_DEVICE void ParamsSingly(const Params& params, const TensorRecord& t, const LaneRuns& runs,
+                               int step, float (&p)[kRun]) {
+  const int count = CountAt(runs, step);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) p[i] = 0.0f;
+  for (int i = 0; i < kRun; ++i) p[i] = 0.0f;
 #pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      const int64_t index = IndexAt(runs, step) + i;
-      Put(ParamAt<kDtype, kMode>(t.param, t.extra, t.layout, index), i, p);
-    }
+  for (int i = 0; i < count; ++i) {
+    Put(ParamAt(params, t.param, t.extra, t.layout, IndexAt(runs, step) + i), i, p);
   }
 }
 
-// [F4] 1/sqrt of `count` column statistics from `first` on.
-FUSED_DEVICE void ColumnFactors(int64_t state, int64_t first, int count, float (&c)[kRun]) {
+// [F4] 1/sqrt of 8 column statistics from `first` on.
+FUSED_DEVICE void ColumnFactors(int64_t state, int64_t first, float (&c)[kRun]) {
   const float* from = GlobalPointer<const float>(state) + first;
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) c[i] = i < count ? InverseRoot(LoadStatistic(from + i)) : 0.0f;
+  for (int i = 0; i < kRun; ++i) c[i] = InverseRoot(LoadStatistic(from + i));
 }
 
 // [F4] Where a tensor's r are, for the first step's row; how far apart they are, step by step.
@@ -181,8 +213,34 @@ struct RowFactors {
 
 FUSED_DEVICE RowFactors RowFactorsOf(const TensorTask& task, const LaneRuns& runs) {
   if (!task.Factored()) return {nullptr, 0};
-  if (runs.linear) return {task.scratch + kRowFactor, 0};
-  return {task.scratch + task.map.row_sums + runs.row, runs.rows_per_step};
+  if (runs.linear) return {task.Scratch() + kRowFactor, 0};
+  return {task.Scratch() + task.map.row_sums + runs.row, runs.rows_per_step};
+}
+
+// [F4] r*c of one element of a batch of tiny matrices, from the statistics themselves.
+FUSED_SLOW_PATH float TinyMultiplier(int64_t row_state, int64_t col_state, int rows, int cols,
+                                     float mean_floor, int64_t index) {
+  const int64_t matrix = index / (rows * cols);
+  const int at = static_cast<int>(index - matrix * (rows * cols));
+  const float* r = GlobalPointer<const float>(row_state) + matrix * rows;
+  ChainSum sum;
+  for (int i = 0; i < rows; ++i) sum.Add(LoadStatistic(r + i));
+  const float mean = Divide(sum.Total(), static_cast<float>(rows));
+  const float row = Divide(LoadStatistic(r + at / cols), NanMax(mean, mean_floor));
+  const float* c = GlobalPointer<const float>(col_state) + matrix * cols;
+  return InverseRoot(row) * InverseRoot(LoadStatistic(c + at % cols));
+}
+
+// What F6 multiplies the gradient of element i of a step's run with.
+FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, const RowFactors& r,
+                                int step, int i) {
+  const int64_t index = IndexAt(runs, step) + i;
+  if (task.shape.tiny) {
+    return TinyMultiplier(task.t.exp_avg_sq, task.t.max_exp_avg_sq, static_cast<int>(task.t.rows),
+                          static_cast<int>(task.t.cols), task.row.mean_floor, index);
+  }
+  const float* column = GlobalPointer<const float>(task.ColumnState());
+  return r.At(step) * InverseRoot(LoadStatistic(column + (runs.linear ? index : runs.col + i)));
 }
 
 }  // namespace fused_optim

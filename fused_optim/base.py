@@ -459,4 +459,5 @@ class FusedOptimizer(torch.optim.Optimizer):
             grad_scale=None if scale is None else scale.to(device),
             found_inf=None if found_inf is None else found_inf.to(device),
             seed=self.seed,
+            sums_wanted=self.max_grad_norm is not None,
         )

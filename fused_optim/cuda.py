@@ -10,14 +10,16 @@ import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
 from fused_optim.launch import Bucket, Launch
-from fused_optim.plan import Tables
+from fused_optim.plan import Counts, Tables
 from fused_optim.precision import DTYPE_TAGS
-from fused_optim.tables import RECORD_FIELDS, AdamWRow
+from fused_optim.tables import RECORD_FIELDS
 
 __all__ = [
     "accumulate_",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 _NUMEL = RECORD_FIELDS.index("numel")
+_LOCAL_SIZES = [RECORD_FIELDS.index(name) for name in ("numel", "rows", "cols")]
+_GLOBAL_SIZES = [RECORD_FIELDS.index(f"global_{name}") for name in ("numel", "rows", "cols")]
 _MODES = {"none": 0, "nearest": 1, "stochastic": 2, "kahan": 3, "split": 4, "master": 5}
 
 
@@ -67,7 +71,7 @@ def grad_square_sums(bucket: Bucket, launch: Launch) -> torch.Tensor:
     chunks = tables.chunks(_C.CHUNK_SIZE)
     sums = _new(bucket, len(tables.records))
     partials = _new(bucket, len(chunks))
-    clamps = bool(bucket.rows) and isinstance(bucket.rows[0], AdamWRow)
+    clamps = bucket.key.op == "adamw"
     _C.grad_square_sums(
         _launch(bucket, tables, chunks), clamps, partials.data_ptr(), sums.data_ptr()
     )
@@ -80,53 +84,97 @@ def accumulate_(bucket: Bucket, launch: Launch) -> None:
     _C.accumulate_(_launch(bucket, tables, tables.chunks(_C.CHUNK_SIZE)))
 
 
-def adafactor_statistics(bucket: Bucket, launch: Launch) -> torch.Tensor:
+def adafactor_statistics(bucket: Bucket, launch: Launch) -> torch.Tensor | None:
     """Run F1 and F2 in two launches: sums of squares of gradients and parameters.
 
     Returns:
-        ``[entries]``: the sum of squares of each gradient, not clipped.
+        ``[entries]``: the sum of squares of each gradient, not clipped; None unless it is wanted.
     """
-    tables, scratch = _adafactor_tables(bucket, launch)
-    lines = tables.tiles("adafactor lines", _C.adafactor_lines)
-    sums = _new(bucket, len(tables.records))
-    if tables.derived("some empty", lambda records: bool((records[:, _NUMEL] == 0).any())):
-        sums.zero_()
+    items = _adafactor_items(bucket, launch)
+    tables, sums = items.tables, None
+    if launch.sums_wanted:
+        sums = _new(bucket, len(tables.records))
+        if tables.derived("some empty", lambda records: bool((records[:, _NUMEL] == 0).any())):
+            sums.zero_()
     _C.adafactor_statistics(
-        _launch(bucket, tables, _tiles(tables)),
-        lines.data_ptr(),
-        len(lines),
-        scratch.data_ptr(),
-        sums.data_ptr(),
+        _launch(bucket, tables, items.tiles(all_tensors=launch.sums_wanted)),
+        *_addressed(items.lines(all_tensors=launch.sums_wanted)),
+        tables.scratch().data_ptr(),
+        0 if sums is None else sums.data_ptr(),
     )
     return sums
 
 
 def adafactor_finalise_(bucket: Bucket, launch: Launch) -> None:
-    """Run F3 to F5: advance the statistics and find each tensor's step size before clipping."""
-    tables, scratch = _adafactor_tables(bucket, launch)
-    lines = tables.tiles("adafactor lines", _C.adafactor_lines)
-    _C.adafactor_finalise_(_launch(bucket, tables, lines), scratch.data_ptr())
+    """Run F3 to F5: advance the statistics and find each tensor's step size before clipping.
+
+    Of small tensors it does all that is left of the step.
+    """
+    items = _adafactor_items(bucket, launch)
+    _C.adafactor_finalise_(
+        _launch(bucket, items.tables, items.lines()),
+        *_addressed(items.visits()),
+        launch.sums_wanted,
+        items.tables.scratch().data_ptr(),
+    )
 
 
 def adafactor_update_sums(bucket: Bucket, launch: Launch) -> None:
     """Run F6: the sum of squares of each update, before it is scaled."""
-    tables, scratch = _adafactor_tables(bucket, launch)
-    _C.adafactor_update_sums(_launch(bucket, tables, _tiles(tables)), scratch.data_ptr())
+    items = _adafactor_items(bucket, launch)
+    scratch = items.tables.scratch()
+    _C.adafactor_update_sums(_launch(bucket, items.tables, items.tiles()), scratch.data_ptr())
 
 
 def adafactor_apply_(bucket: Bucket, launch: Launch) -> None:
     """Run F7 to F10: scale the updates and write the parameters."""
-    tables, scratch = _adafactor_tables(bucket, launch)
-    _C.adafactor_apply_(_launch(bucket, tables, _tiles(tables)), scratch.data_ptr())
+    items = _adafactor_items(bucket, launch)
+    scratch = items.tables.scratch()
+    _C.adafactor_apply_(_launch(bucket, items.tables, items.tiles()), scratch.data_ptr())
 
 
-def _adafactor_tables(bucket: Bucket, launch: Launch) -> tuple[Tables, torch.Tensor]:
+class _AdafactorItems(NamedTuple):
+    """The work of Adafactor's launches: tiles and lines of large tensors, and small ones whole."""
+
+    tables: Tables
+    is_small: Callable[[int, int, int], bool]  # of (batch, rows, cols)
+
+    def tiles(self, *, all_tensors: bool = False) -> torch.Tensor:
+        return self._of_large("tiles", _C.adafactor_tiles, all_tensors)
+
+    def lines(self, *, all_tensors: bool = False) -> torch.Tensor:
+        return self._of_large("lines", _C.adafactor_lines, all_tensors)
+
+    def visits(self) -> torch.Tensor:
+        return self.tables.tiles("adafactor visits", self.is_small)
+
+    def _of_large(self, name: str, counts: Counts, all_tensors: bool) -> torch.Tensor:
+        def of_large(*shape: int) -> int:
+            return 0 if self.is_small(*shape) else counts(*shape)
+
+        if all_tensors:
+            return self.tables.tiles(f"adafactor {name}", counts)
+        return self.tables.tiles(f"adafactor {name} of large tensors", of_large)
+
+
+def _adafactor_items(bucket: Bucket, launch: Launch) -> _AdafactorItems:
     tables = bucket.tables(launch, _C.adafactor_scratch)
-    return tables, tables.scratch()
+    # Between the ops the sums of shards are added up over processes, so no op may do them alone.
+    sharded = tables.derived("some sharded", _some_sharded)
+    return _AdafactorItems(tables, _never if sharded else _C.adafactor_visited)
 
 
-def _tiles(tables: Tables) -> torch.Tensor:
-    return tables.tiles("adafactor tiles", _C.adafactor_tiles)
+def _never(batch: int, rows: int, cols: int) -> bool:
+    return False
+
+
+def _some_sharded(records: torch.Tensor) -> bool:
+    local, whole = records[:, _LOCAL_SIZES], records[:, _GLOBAL_SIZES]
+    return not torch.equal(local, whole)
+
+
+def _addressed(items: torch.Tensor) -> tuple[int, int]:
+    return items.data_ptr(), len(items)
 
 
 def _new(bucket: Bucket, numel: int) -> torch.Tensor:

@@ -91,6 +91,8 @@ class Launch:
         clip: ``[]`` or, with ``clip_per_tensor``, ``[entries]``; multiplies the gradients, or None.
         clip_per_tensor: whether ``clip`` has one coefficient per entry of the bucket.
         seed: of the stochastic rounding, 64 bits.
+        sums_wanted: whether anyone reads what ``adafactor_statistics`` returns. Without, a backend
+            may do all of a small tensor's step in one op. The same in all ops of a step.
     """
 
     grad_scale: torch.Tensor | None = None
@@ -98,3 +100,4 @@ class Launch:
     clip: torch.Tensor | None = None
     clip_per_tensor: bool = False
     seed: int = 0
+    sums_wanted: bool = True

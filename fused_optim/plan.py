@@ -26,7 +26,10 @@ from fused_optim.tables import RECORD_FIELDS, RECORD_SIZE
 _COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
 _SHAPE_COLUMNS = [
     _COLUMN[name]
-    for name in ("numel", "batch", "rows", "cols", "exp_avg_dtype", "exp_avg_sq_dtype")
+    for name in (
+        *("numel", "batch", "rows", "cols", "exp_avg_dtype", "exp_avg_sq_dtype"),
+        *("global_numel", "global_rows", "global_cols"),
+    )
 ]
 
 Counts = Callable[[int, int, int], int]
@@ -101,6 +104,8 @@ def tables_for(bucket: Bucket, launch: Launch, scratch_size: Counts | None = Non
     if scratch_size is not None:
         plan.lay_out_scratch(scratch_size)
     device = bucket.key.device
+    if device.type == "cuda":
+        plan.used_on(torch.cuda.current_stream(device))
     return Tables(
         records=plan.records,
         rows=plan.rows,
@@ -137,6 +142,7 @@ class Plan:
         self._derived: dict[Hashable, Any] = {}
         self._scratch: torch.Tensor | None = None
         self._scratch_size: Counts | None = None
+        self._streams: set[int] = set()
         # Whether all addresses of a record but the gradient's allow vector loads.
         self._aligned_but_grad = torch.empty(0, dtype=torch.int64)
 
@@ -216,6 +222,19 @@ class Plan:
         if self._scratch is None or self._scratch.numel() < numel:
             self._scratch = torch.empty(max(numel, 1), dtype=torch.float32, device=self.device)
         return self._scratch
+
+    def used_on(self, stream: Any) -> None:
+        """Keep the tables' memory until the kernels of a CUDA stream are done with it.
+
+        Memory that is dropped goes back to the stream it came from, which knows of no other.
+        """
+        self._streams.add(stream.cuda_stream)
+        if len(self._streams) == 1:
+            return
+        kept = [self.records, self.rows, self._device_blocks, self._scratch]
+        for tensor in (*kept, *self._derived.values()):
+            if isinstance(tensor, torch.Tensor):
+                plan_upload.record_stream(tensor, stream)
 
     def _forget_shapes(self, records: torch.Tensor) -> None:
         """Drop what was derived from shapes and dtypes that ``records`` no longer has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -70,6 +69,12 @@ def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return target
 
 
+def record_stream(tensor: torch.Tensor, stream: Any) -> None:
+    """Have a tensor's memory outlive what ``stream`` does with it by now."""
+    if tensor.device.type != "cpu":
+        tensor.record_stream(stream)
+
+
 def constant(value: float, device: torch.device) -> torch.Tensor:
     """Return a float32 ``[1]`` tensor of ``value``, the same one at every call but in captures."""
     return (_constant.__wrapped__ if capturing() else _constant)(value, device)
@@ -78,12 +83,3 @@ def constant(value: float, device: torch.device) -> torch.Tensor:
 @functools.cache
 def _constant(value: float, device: torch.device) -> torch.Tensor:
     return torch.full((1,), value, dtype=torch.float32, device=device)
-
-
-def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which launches go to ``device``, on its current stream."""
-    if device.type == "cuda":
-        return torch.cuda.device(device)
-    if device.type == "xpu":
-        return torch.xpu.device(device)
-    return contextlib.nullcontext()

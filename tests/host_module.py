@@ -30,7 +30,8 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 FLAGS += ("-Wno-unknown-pragmas", "-include", str(CSRC / "host/keywords.h"), f"-I{CSRC}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-KERNELS = ("adamw", "gradients", "adafactor", "adafactor_statistics", "adafactor_apply")
+_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
+KERNELS = ("adamw", "gradients", *(f"adafactor_{stage}" for stage in _ADAFACTOR))
 
 if sys.platform != "linux" or shutil.which(COMPILER) is None:
     pytest.skip("needs Linux and a C++ compiler", allow_module_level=True)

@@ -14,7 +14,8 @@ import fused_optim
 from fused_optim import precision
 from fused_optim.gradient_accumulator import GradientAccumulator
 
-SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17))
+SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17), (6, 2100), (70, 3, 3))
+LARGE = ((65_536 + 24,), (66_000,), (3, 22_000), (270, 248), (2, 9000, 4), (7300, 3, 3))
 PAIRS = [
     (dtype, mode)
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -24,9 +25,9 @@ PAIRS = [
 ]
 
 
-def parameters(dtype: torch.dtype, strided: bool) -> list[torch.nn.Parameter]:
+def parameters(dtype: torch.dtype, strided: bool, shapes=SHAPES) -> list[torch.nn.Parameter]:
     params = []
-    for number, shape in enumerate(SHAPES):
+    for number, shape in enumerate(shapes):
         param = torch.nn.Parameter(torch.randn(shape).to(dtype))
         grad = torch.randn(shape).to(precision.SUPPORTED_DTYPES[number % 4])
         if strided and len(shape) == 2:
@@ -45,6 +46,7 @@ def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
         lambda p: fused_optim.AdamW(p, low_precision=mode, state_dtype=torch.bfloat16),
         lambda p: fused_optim.torch_compat.AdamW(p, amsgrad=True, low_precision=mode),
         lambda p: fused_optim.Adafactor(p, beta1=0.9, low_precision=mode, max_grad_norm=1.0),
+        lambda p: fused_optim.Adafactor(p, low_precision=mode),  # one visit for each tensor
     ):
         params = parameters(dtype, strided)
         optimizer = make(params)
@@ -52,6 +54,15 @@ def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
         optimizer.step()
         results += [p.detach() for p in params]
     return results
+
+
+def run_large(dtype: torch.dtype, strided: bool) -> list[torch.Tensor]:
+    """Tensors of several tiles, which take Adafactor's five launches."""
+    torch.manual_seed(0)
+    params = parameters(dtype, strided, LARGE)
+    optimizer = fused_optim.Adafactor(params)
+    optimizer.step()
+    return [p.detach() for p in params]
 
 
 def main() -> None:
@@ -67,6 +78,12 @@ def main() -> None:
             assert _C.take_counters()["launches"] > 0
             for other in results[1:]:
                 assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+    for dtype, strided in ((torch.float32, True), (torch.bfloat16, False)):
+        results = []
+        for seed in (4, 5):
+            _C.set_thread_order(seed)
+            results.append(run_large(dtype, strided))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     accumulator = GradientAccumulator(torch.float32)
     accumulator([torch.randn(shape) for shape in SHAPES])
     print("clean", file=sys.stderr)

@@ -174,6 +174,50 @@ def test_architectures(tmp_path: Path, variables: dict[str, str], flags: list[st
     assert len(list((source / "fused_optim").glob("_C.*.so"))) == 1
 
 
+@pytest.mark.skipif(not find_spec("ninja"), reason="needs the ninja that a build takes first")
+def test_a_second_build_compiles_nothing(tmp_path: Path) -> None:
+    """Even where PATH has another ninja, whose version would distrust the first one's log."""
+    source = tmp_path / "source"
+    source.mkdir()
+    checkout(source)
+    nvcc = fake_nvcc(tmp_path / "bin", compiles=True)
+    other = nvcc.parent / "ninja"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    command = (sys.executable, "setup.py", "build_ext", "--inplace")
+    variables = {"FUSED_OPTIM_CUDA": "1", "CXX": str(nvcc)}
+    calls = []
+    for mode in (0o644, 0o755, 0o755):
+        other.chmod(mode)
+        path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+        status, output = run(*command, cwd=source, path=path, **variables)
+        assert status == 0, output
+        calls.append(output.count("called: "))
+    assert calls[0] > 5 and calls[1:] == [0, 0]
+    touched = source / "csrc" / "adamw.cu"
+    touched.write_text(touched.read_text() + "\n")
+    status, output = run(*command, cwd=source, path=path, **variables)
+    assert output.count("called: ") == 2, output  # one source, and the link
+
+
+@pytest.mark.parametrize(("release", "compresses"), [("13.0", True), ("12.9", False)])
+def test_kernels_are_compressed_where_every_driver_can_read_them(
+    tmp_path: Path, release: str, compresses: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    checkout(source)
+    nvcc = fake_nvcc(tmp_path / "bin", compiles=True)
+    version = f"case $1 in --version) echo 'release {release}, V{release}.1'; exit 0;; esac\n"
+    nvcc.write_text(nvcc.read_text().replace("\n", "\n" + version, 1))
+    path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    variables = {"FUSED_OPTIM_CUDA": "1", "CXX": str(nvcc)}
+    status, output = run(*command, cwd=source, path=path, **variables)
+    assert status == 0, output
+    (script,) = (source / "build" / "cuda").glob("*/build.ninja")
+    assert ("--compress-mode=size" in script.read_text()) == compresses
+
+
 @pytest.mark.parametrize("where", ["CUDA_HOME", "PyPI"])
 def test_a_compiler_that_is_not_on_path(tmp_path: Path, where: str) -> None:
     """PyPI's packages share a folder nvidia/cu13 in site-packages, and bring a static runtime."""

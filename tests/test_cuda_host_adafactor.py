@@ -12,10 +12,12 @@ from parity import Bench
 
 from fused_optim import dispatch
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow, AdamWRow
+from fused_optim.tables import RECORD_FIELDS, AccumulateRow, AdamWRow
 
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
 TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)
+SHORT = ((16, 5000), (40, 3000), (100, 2048), (1, 3, 600))  # warps side by side: 8, 4, 2, 2
+TINY = ((300, 3, 3), (70, 1, 1), (9, 8, 8), (2000, 7, 5), (5, 1, 9), (3, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +31,113 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Any:
     return cuda._C
 
 
+@pytest.fixture(params=["visited", "staged"])
+def route(request: pytest.FixtureRequest, on_the_host: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether one block does a small tensor's whole step, or all tensors take all launches."""
+    if request.param == "staged":
+        monkeypatch.setattr(on_the_host, "adafactor_visited", lambda batch, rows, cols: False)
+    return request.param
+
+
 @pytest.mark.parametrize(("turn", "case"), list(enumerate(CASES)), ids=str)
-def test_one_step_is_the_oracles(on_the_host: Any, turn: int, case: Case) -> None:
+def test_one_step_is_the_oracles(on_the_host: Any, turn: int, case: Case, route: str) -> None:
     tensors = [t for t in tensor_cases(3 * turn) if t.dtype is not torch.float64]
     bench = Bench(case, tensors, "cuda", seed=turn)
     bench.randomise(1 + 4 * turn)
     bench.step_and_check(1 + 4 * turn, bench.set_gradients())
-    assert on_the_host.take_counters()["launches"] == 5 * (len(DTYPE_MODES) - 1)
+    launches = {"visited": 1, "staged": 5}[route] * (len(DTYPE_MODES) - 1)
+    assert on_the_host.take_counters()["launches"] == launches
 
 
-def test_shapes_of_several_tiles() -> None:
-    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_000,), (1, 70_000))
+def test_shapes_of_several_tiles(route: str) -> None:
+    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_000,), (1, 70_000), *SHORT, *TINY)
     for dtype, mode in ((torch.float32, "none"), (torch.bfloat16, "split")):
         bench = Bench(ADAFACTOR[3], [TensorCase(shape, dtype, mode) for shape in shapes], "cuda")
         bench.randomise(5)
         bench.step_and_check(5, bench.set_gradients(-2, 0))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic", "kahan", "split", "master"])
+def test_a_visit_gives_the_bits_of_the_stages(
+    on_the_host: Any, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """With and without statistics wanted before: a norm that clips nothing multiplies by 1."""
+    shapes = (8, 4096), (4096, 8), (40, 50), (9, 700), (3000,), (64, 3, 3), (7, 1, 1), (2, 30, 24)
+    results, launches = [], []
+    for norm, visits in ((None, True), (1e9, True), (None, False)):
+        if not visits:
+            monkeypatch.setattr(on_the_host, "adafactor_visited", lambda batch, rows, cols: False)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in shapes]
+        optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=norm, low_precision=mode)
+        on_the_host.take_counters()
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        launches.append(on_the_host.take_counters()["launches"])
+        state = [t for p in params for t in optimizer.state[p].values() if torch.is_tensor(t)]
+        results.append([p.detach().clone() for p in params] + state)
+    assert launches == [2 * 1, 2 * 3, 2 * 5]
+    for other in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+def test_large_and_small_tensors_share_five_launches(on_the_host: Any) -> None:
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((300, 700), (30, 70), (5,))]
+    optimizer = ADAFACTOR[3].make(params, "cuda")
+    for p in params:
+        p.grad = torch.randn_like(p)
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    assert on_the_host.take_counters()["launches"] == 5
+    assert not any(torch.equal(*pair) for pair in zip(before, params, strict=True))
+
+
+def test_found_inf_stops_a_visit(on_the_host: Any) -> None:
+    param = torch.nn.Parameter(torch.ones(4, 5))
+    optimizer = ADAFACTOR[3].make([param], "cuda")
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    state = [param, *(t for t in optimizer.state[param].values() if torch.is_tensor(t))]
+    before = [t.detach().clone() for t in state]
+    (plan,) = optimizer._plans.values()
+    (key, _), row = next(iter(optimizer._plans)), optimizer._row(optimizer.param_groups[0], 2, None)
+    bucket = Bucket(key, rows=[row], plan=plan)
+    for found_inf, changes in ((1.0, False), (0.0, True)):
+        launch = Launch(found_inf=torch.tensor(found_inf), sums_wanted=False)
+        host_module.backend().adafactor_finalise_(bucket, launch)
+        same = all(torch.equal(*pair) for pair in zip(before, state, strict=True))
+        assert same != changes
+
+
+def test_shards_are_not_visited(on_the_host: Any) -> None:
+    """Their sums are not complete before other processes have added theirs."""
+    cuda = host_module.backend()
+    records = torch.zeros(2, 24, dtype=torch.int64)
+    for field, value in (("numel", 12), ("rows", 3), ("cols", 4)):
+        records[:, RECORD_FIELDS.index(field)] = value
+        records[:, RECORD_FIELDS.index(f"global_{field}")] = value
+    assert not cuda._some_sharded(records)
+    records[1, RECORD_FIELDS.index("global_rows")] = 6
+    assert cuda._some_sharded(records)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 4096), (1, 4096, 16), (1, 8, 8192), (1, 1, 65_536)])
+def test_low_rank_factors_are_visited(on_the_host: Any, shape: tuple[int, int, int]) -> None:
+    assert on_the_host.adafactor_visited(*shape)
+    assert not on_the_host.adafactor_visited(1, 1024, 1024)
+
+
+def test_work_follows_elements_not_matrices(on_the_host: Any) -> None:
+    """Convolutions are batches of tiny matrices: a tile holds thousands of them."""
+    for shape in ((512 * 512, 3, 3), (2048 * 512, 1, 1), (64 * 3, 7, 7)):
+        numel = shape[0] * shape[1] * shape[2]
+        assert on_the_host.adafactor_tiles(*shape) <= numel // 65_536 + 1
+        assert on_the_host.adafactor_lines(*shape) <= numel // 65_536 + 2
+        assert on_the_host.adafactor_scratch(*shape) < 100
+    # Few rows, and a block's warps lie side by side.
+    assert on_the_host.adafactor_tiles(1, 16, 14_336) == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -305,3 +305,28 @@ def test_a_broken_compiler_cache_ends_on_eager_with_one_warning(
     optimizer.step()  # an error here if it warned again
     assert (param < 1).all() and optimizer.state[param]["step"] == 2
     assert "no cache for you" in dispatch.why_not("triton", "adamw_")
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def test_tables_outlive_the_kernels_of_every_stream(
+    seen: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one stream the allocator's order is enough; from the second on it has to be told."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        plan_upload, "record_stream", lambda t, stream: told.append((t.data_ptr(), stream))
+    )
+    streams = [SimpleNamespace(cuda_stream=address) for address in (64, 128)]
+    optimizer = fused_optim.AdamW(params_of((3,), (4,)))
+    optimizer.step()
+    tables, plan = seen[-1][2], seen[-1][2].plan
+    used = {t.data_ptr() for t in (tables.records, tables.rows, tables.chunks(8192))}
+    plan.used_on(streams[0])
+    plan.used_on(streams[0])
+    assert not told
+    for stream in (streams[1], streams[0]):
+        told.clear()
+        plan.used_on(stream)
+        assert used <= {address for address, on in told if on is stream}

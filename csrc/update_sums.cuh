@@ -1,0 +1,77 @@
+// F6: the sizes of the updates, before they are scaled.
+#pragma once
+
+#include "tiles.cuh"
+
+namespace fused_optim {
+
+// A lane's part of a tile's sum, from the last step to the first: note: [back and forth].
+template <bool kFast>
+FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
+  constexpr int kAtOnce = kFast ? 2 : 1;
+  const Preparation prepare = task.prepare;
+  const TensorRecord& t = task.t;
+  const RowFactors r = RowFactorsOf(task, runs);
+  const int64_t state = task.ColumnState();
+  float c[kRun];
+  if (kFast && !runs.linear && runs.steps > 0) ColumnFactors(state, runs.col, c);
+  float total = 0.0f;
+  float sum = 0.0f;  // of a chain
+#pragma unroll 1
+  for (int first = (runs.steps - 1) / kAtOnce * kAtOnce; first >= 0 && runs.steps > 0;
+       first -= kAtOnce) {
+    Raw<kRun> raw[kAtOnce];
+    if constexpr (kFast) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (first + k < runs.steps) raw[k] = LoadGradient<kRun>(t, IndexAt(runs, first + k));
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) PrefetchGradients(t, runs, first - 4 + k);
+    }
+#pragma unroll
+    for (int k = kAtOnce - 1; k >= 0; --k) {  // one order, however many there are at once
+      if (first + k >= runs.steps) continue;
+      float u[kRun];
+      if constexpr (kFast) {
+        if (runs.linear) ColumnFactors(state, IndexAt(runs, first + k), c);
+        Unpack(raw[k], t.grad_dtype, u);
+        const float row_factor = r.At(first + k);
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(task.row, prepare(u[i]), row_factor * c[i]);
+      } else {
+        GradientsSingly(t, runs, first + k, prepare, u);
+        const int count = CountAt(runs, first + k);
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) c[i] = 1.0f;
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) Put(MultiplierAt(task, runs, r, first + k, i), i, c);
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(task.row, u[i], c[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) u[i] = u[i] * u[i];
+      sum += TreeSum(u);
+    }
+    if (first % kChain != 0) continue;
+    total += sum;
+    sum = 0.0f;
+  }
+  return total;
+}
+
+// The sum of one tile, to scratch. All threads of the block must call it.
+FUSED_DEVICE void SumUpdatesOfTile(const TensorTask& task, int32_t tile) {
+  const LaneRuns runs = RunsOf(task.shape, PlaceOfTile(task.shape, tile));
+  const bool fast = IsFast(task, tile) && !task.shape.tiny;
+  const float sum = BlockSum(fast ? SumUpdates<true>(task, runs) : SumUpdates<false>(task, runs));
+  if (ThreadIndex() == 0) task.Scratch()[task.map.tile_sums + tile] = sum;
+}
+
+// The sum of the tensor, once its tiles are there. All threads of the block must call it.
+FUSED_DEVICE void FoldUpdateSums(const TensorTask& task) {
+  const float total = BlockSum(StridedSum(task.Scratch() + task.map.tile_sums, task.shape.tiles));
+  if (ThreadIndex() == 0) task.Scratch()[kUpdateSum] = total;
+}
+
+}  // namespace fused_optim
