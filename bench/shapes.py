@@ -1,4 +1,4 @@
-"""Named lists of parameter shapes."""
+"""Named lists of parameter shapes: those of real models, and extremes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,100 @@ import math
 Shapes = list[tuple[int, ...]]
 
 
-def transformer(width: int, layers: int, vocabulary: int, context: int) -> Shapes:
-    """Return the shapes of a GPT-2-like model: embeddings, blocks, final norm."""
+def gpt2(width: int, layers: int, vocabulary: int = 50257, context: int = 1024) -> Shapes:
+    """GPT-2: embeddings, blocks, final norm. The output layer is the embedding."""
     vector = (width,)
     block: Shapes = [vector, vector, (3 * width, width), (3 * width,), (width, width), vector]
     block += [vector, vector, (4 * width, width), (4 * width,), (width, 4 * width), vector]
     return [(vocabulary, width), (context, width), *block * layers, vector, vector]
 
 
-def lora(width: int, layers: int, rank: int) -> Shapes:
-    """Return the shapes of LoRA adapters on four square projections per layer."""
-    return [(rank, width), (width, rank)] * 4 * layers
+def llama(layers: int, width: int = 4096, hidden: int = 14336, vocabulary: int = 128256) -> Shapes:
+    """Llama 3.1: grouped attention with a quarter of the heads, no biases, untied output layer."""
+    attention: Shapes = [(width, width), (width // 4, width), (width // 4, width), (width, width)]
+    block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
+    return [(vocabulary, width), *block * layers, (width,), (vocabulary, width)]
 
 
-SHAPES: dict[str, Shapes] = {
-    "gpt2-124M": transformer(768, 12, 50257, 1024),
-    "gpt2-30M": transformer(512, 6, 20000, 1024),
-    "lora-r16": lora(2048, 24, 16),
-    "tiny-1000": [(1000 + 97 * (i % 1000),) for i in range(1000)],
-    "one-16M": [(4096, 4096)],
-}
-"""The lists that benchmarks may name."""
+def t5(width: int = 768, layers: int = 12, hidden: int = 3072, vocabulary: int = 32128) -> Shapes:
+    """T5: one shared embedding, no biases, relative positions in the first layers only."""
+    attention: Shapes = [(width, width)] * 4 + [(width,)]
+    feed_forward: Shapes = [(hidden, width), (width, hidden), (width,)]
+    buckets: Shapes = [(32, width // 64)]
+    encoder = [*buckets, *[*attention, *feed_forward] * layers, (width,)]
+    decoder = [*buckets, *[*attention, *attention, *feed_forward] * layers, (width,)]
+    return [(vocabulary, width), *encoder, *decoder]
+
+
+def resnet(blocks: tuple[int, ...] = (3, 4, 23, 3)) -> Shapes:
+    """ResNet of bottleneck blocks; each convolution is followed by a batch norm."""
+
+    def conv(outputs: int, inputs: int, size: int) -> Shapes:
+        return [(outputs, inputs, size, size), (outputs,), (outputs,)]
+
+    shapes, inputs = conv(64, 3, 7), 64
+    for stage, count in enumerate(blocks):
+        width = 64 * 2**stage
+        for block in range(count):
+            shapes += conv(width, inputs, 1) + conv(width, width, 3) + conv(4 * width, width, 1)
+            if block == 0:
+                shapes += conv(4 * width, inputs, 1)
+            inputs = 4 * width
+    return [*shapes, (1000, inputs), (1000,)]
+
+
+def vit(width: int = 768, layers: int = 12, patch: int = 16, image: int = 224) -> Shapes:
+    """Vision transformer with one class token and learned positions."""
+    vector = (width,)
+    block: Shapes = [vector, vector, (3 * width, width), (3 * width,), (width, width), vector]
+    block += [vector, vector, (4 * width, width), (4 * width,), (width, 4 * width), vector]
+    tokens = (image // patch) ** 2 + 1
+    embedding: Shapes = [(1, 1, width), (1, tokens, width), (width, 3, patch, patch), vector]
+    return [*embedding, *block * layers, vector, vector, (1000, width), (1000,)]
+
+
+def lora(shapes: Shapes, rank: int) -> Shapes:
+    """LoRA adapters, A and B, of every matrix of a list."""
+    return [s for rows, cols in shapes for s in ((rank, cols), (rows, rank))]
+
+
+def sharded(shapes: Shapes, ranks: int) -> Shapes:
+    """What the first rank holds when each tensor's first dimension is split, as FSDP2 does."""
+    return [(math.ceil(rows / ranks), *rest) for rows, *rest in shapes]
+
+
+def tiny(tensors: int) -> Shapes:
+    """Vectors of 1,000 elements and more, each 97 longer than the last."""
+    return [(1000 + 97 * i,) for i in range(tensors)]
 
 
 def numel(shapes: Shapes) -> int:
     """Return the number of parameters of a list."""
     return sum(math.prod(shape) for shape in shapes)
+
+
+_LLAMA_PROJECTIONS: Shapes = [s for s in llama(32)[1:-2] if len(s) == 2]
+
+SHAPES: dict[str, Shapes] = {
+    "gpt2-124M": gpt2(768, 12),
+    "gpt2-30M": gpt2(512, 6, vocabulary=20000),
+    "llama-8b": llama(32),
+    "llama-8b-4l": llama(4),
+    "llama-8b-2l": llama(2),
+    "llama-8b-1of8": sharded(llama(32), 8),
+    "t5-base": t5(),
+    "resnet-101": resnet(),
+    "vit-b16": vit(),
+    "lora-r16": lora(_LLAMA_PROJECTIONS, 16),
+    "tiny-1000": tiny(1000),
+    "one-16M": [(4096, 4096)],
+    "one-256M": [(16384, 16384)],
+    "one-1G": [(32768, 32768)],
+}
+"""The lists that a benchmark may name."""
+
+LARGE = ("llama-8b", "llama-8b-4l", "llama-8b-2l", "llama-8b-1of8")
+"""Lists whose step takes as long as memory takes."""
+
+MANY_SMALL = ("tiny-1000", "lora-r16", "resnet-101")
+"""Lists whose step takes as long as its launches take."""

@@ -1,0 +1,85 @@
+"""The figures that this package is built to reach, by name: one table for all that checks them.
+
+A goal is what is aimed at; below its floor a run fails. GPU goals are for one H200, as ratios
+within one run, so that they hold on other GPUs too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.results import Check
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A value to reach.
+
+    Args:
+        name: by which pairs and checks refer to it.
+        what: what is measured, for a reader.
+        unit: of the value; ``x`` for ratios of times, above 1 where this package is faster.
+        goal: what is aimed at.
+        floor: what fails a run; None where nothing does.
+        at_most: the value should be low, not high.
+    """
+
+    name: str
+    what: str
+    unit: str
+    goal: float
+    floor: float | None = None
+    at_most: bool = False
+
+    def check(self, value: float, case: str = "") -> Check:
+        """Return the verdict on a measured value; ``case`` tells several of one goal apart."""
+        name = f"{self.name}: {case}" if case else self.name
+        met, above = self._reaches(value, self.goal), self._reaches(value, self.floor)
+        return Check(name, value, self.unit, self.goal, self.floor, met, above)
+
+    def _reaches(self, value: float, bound: float | None) -> bool:
+        if bound is None:
+            return True
+        return value <= bound if self.at_most else value >= bound
+
+
+_PERCENT = "% of copy bandwidth"
+
+GOALS: dict[str, Goal] = {
+    goal.name: goal
+    for goal in (
+        # On a GPU.
+        Goal("adamw bandwidth", "AdamW, 100M parameters and more", _PERCENT, 92, 85),
+        Goal("adamw large", "AdamW against torch fused at equal bytes, large lists", "x", 1.15, 1),
+        Goal("adamw many small", "the same, lists of many small tensors", "x", 3, 1.5),
+        Goal("adamw elsewhere", "the same, other lists", "x", 1, 0.98),
+        Goal("adafactor bandwidth", "Adafactor, large bf16 lists", _PERCENT, 85, 75),
+        Goal("adafactor large", "Adafactor against transformers', large bf16 lists", "x", 8, 5),
+        Goal("adafactor small", "the same, T5-base and LoRA", "x", 10, 5),
+        Goal("torch adafactor large", "Adafactor against torch's, large bf16 lists", "x", 2.5, 2),
+        Goal("torch adafactor small", "the same, T5-base and LoRA", "x", 5, 2),
+        Goal("adamw launches", "launches of an AdamW step per bucket", "launches", 1, 1, True),
+        Goal("adafactor launches", "of an Adafactor step per bucket", "launches", 5, 5, True),
+        Goal(
+            "host time",
+            "host time of a step of 1,000 tensors, as a share of torch fused's",
+            "of torch fused",
+            0.25,
+            0.5,
+            True,
+        ),
+        Goal(
+            "transient memory",
+            "memory that a step takes and gives back, as a share of its limit: 1 % of the "
+            "parameters' bytes or 16 MiB, whichever is more",
+            "of the limit",
+            1,
+            1,
+            True,
+        ),
+        # On a CPU. The floors of "no slower" leave room for noise, as on a GPU.
+        Goal("cpu torch adamw", "torch_compat.AdamW fp32 against torch fused", "x", 1, 0.98),
+        Goal("cpu adamw", "AdamW against torch foreach", "x", 1, 0.98),
+        Goal("cpu adafactor", "Adafactor against transformers'", "x", 1.5, 1.5),
+    )
+}

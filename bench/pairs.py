@@ -1,0 +1,120 @@
+"""Which optimizers are compared with which, and what ratio each comparison must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench import shapes
+from bench.goals import GOALS, Goal
+
+_ANY: tuple[str, ...] = tuple(shapes.SHAPES)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal of `bench.goals`, and where it holds."""
+
+    goal: str
+    device: str
+    shapes: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """This package's setup beside another's.
+
+    Args:
+        ours, baseline: names of `bench.setups.SETUPS`.
+        kind: of `bench.results.KINDS`. Pairs of equal semantics must agree before they are timed.
+        dtypes: in which they are compared.
+        targets: the first that fits a case gives its goal.
+    """
+
+    ours: str
+    baseline: str
+    kind: str
+    dtypes: tuple[str, ...] = ("fp32",)
+    targets: tuple[Target, ...] = ()
+
+    def goal(self, device: str, shapes: str, dtype: str) -> Goal | None:
+        """Return the goal of a case, or None where none was set."""
+        for target in self.targets:
+            if device == target.device and shapes in target.shapes and dtype in target.dtypes:
+                return GOALS[target.goal]
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.ours} vs {self.baseline}"
+
+
+_ADAMW = (
+    Target("adamw large", "cuda", shapes.LARGE),
+    Target("adamw many small", "cuda", shapes.MANY_SMALL),
+    Target("adamw elsewhere", "cuda", _ANY),
+    Target("cpu torch adamw", "cpu", ("gpt2-30M",), ("fp32",)),
+)
+_SMALL = ("t5-base", "lora-r16")
+_ADAFACTOR = (
+    Target("adafactor large", "cuda", shapes.LARGE, ("bf16",)),
+    Target("adafactor small", "cuda", _SMALL),
+    Target("cpu adafactor", "cpu", ("gpt2-124M",), ("fp32",)),
+)
+_ADAFACTOR_T5 = (*_ADAFACTOR[:2], Target("cpu adafactor", "cpu", ("gpt2-30M", "gpt2-124M"), ("fp32",)))
+_TORCH_ADAFACTOR = (
+    Target("torch adafactor large", "cuda", shapes.LARGE, ("bf16",)),
+    Target("torch adafactor small", "cuda", _SMALL),
+)
+_FOREACH = (Target("cpu adamw", "cpu", ("gpt2-30M",), ("fp32",)),)
+
+_DEFAULT, _BYTES, _SEMANTICS = "default", "equal bytes", "equal semantics"
+_BF16 = ("bf16",)
+_BOTH = ("fp32", "bf16")
+_REMAINDERS = "TransformerEngine FusedAdam remainders"
+
+PAIRS: tuple[Pair, ...] = (
+    # The same update.
+    Pair("torch_compat.AdamW", "torch AdamW fused", _SEMANTICS, targets=_ADAMW),
+    Pair("torch_compat.AdamW nearest", "torch AdamW fused", _SEMANTICS, _BF16, _ADAMW),
+    Pair("torch_compat.AdamW", "torch AdamW foreach", _SEMANTICS),
+    Pair("torch_compat.AdamW", "torch AdamW for-loop", _SEMANTICS),
+    Pair("torch_compat.AdamW amsgrad", "torch AdamW fused amsgrad", _SEMANTICS),
+    Pair("torch_compat.AdamW clipped", "torch AdamW fused clipped", _SEMANTICS),
+    Pair("torch_compat.Adam", "torch Adam fused", _SEMANTICS),
+    Pair("Adafactor", "transformers Adafactor", _SEMANTICS, targets=_ADAFACTOR),
+    Pair("Adafactor T5", "transformers Adafactor T5", _SEMANTICS, targets=_ADAFACTOR_T5),
+    Pair("Adafactor T5 nearest", "transformers Adafactor T5", _SEMANTICS, _BF16, _ADAFACTOR),
+    Pair("Adafactor beta1", "transformers Adafactor beta1", _SEMANTICS),
+    Pair("Adafactor clipped", "transformers Adafactor clipped", _SEMANTICS),
+    Pair("torch_compat.Adafactor", "torch Adafactor", _SEMANTICS, targets=_TORCH_ADAFACTOR),
+    Pair("torch_compat.Adafactor", "torch Adafactor foreach", _SEMANTICS),
+    # As many bytes of parameter and state, but these round so that small updates are kept.
+    Pair("torch_compat.AdamW", "torch AdamW fused", _BYTES, _BF16, _ADAMW),
+    Pair("Adafactor T5 stochastic", "transformers Adafactor T5", _BYTES, _BF16, _ADAFACTOR),
+    Pair("Adafactor stochastic", "transformers Adafactor", _BYTES, _BF16, _ADAFACTOR),
+    Pair("torch_compat.Adafactor", "torch Adafactor", _BYTES, _BF16, _TORCH_ADAFACTOR),
+    Pair("AdamW", "bitsandbytes AdamW", _BYTES),
+    Pair("AdamW kahan bf16-moments", "optimi AdamW", _BYTES, _BF16),
+    Pair("AdamW stochastic bf16-moments", "torchao AdamW stochastic", _BYTES, _BF16),
+    Pair("AdamW nearest", "bitsandbytes AdamW", _BYTES, _BF16),
+    Pair("AdamW nearest", "apex FusedAdam", _BYTES, _BF16),
+    Pair("AdamW", _REMAINDERS, _BYTES, _BF16),
+    Pair("AdamW split bf16-moments", f"{_REMAINDERS} bf16-moments", _BYTES, _BF16),
+    Pair("AdamW master", "TransformerEngine FusedAdam master", _BYTES, _BF16),
+    # As they come.
+    Pair("AdamW", "torch AdamW foreach", _DEFAULT, _BOTH, _FOREACH),
+    Pair("AdamW", "torch AdamW fused", _DEFAULT, _BOTH),
+    Pair("torch_compat.AdamW", "torch AdamW foreach", _DEFAULT, _BF16),
+    Pair("AdamW clipped", "torch AdamW foreach clipped", _DEFAULT, _BOTH),
+    Pair("AdamWeightDecay", "torch AdamW fused", _DEFAULT),
+    Pair("Adafactor", "transformers Adafactor", _DEFAULT, _BF16),
+    Pair("Adafactor T5", "transformers Adafactor T5", _DEFAULT, _BF16),
+    Pair("AdamW", "optimi AdamW", _DEFAULT, _BOTH),
+    Pair("AdamW", "torchao AdamW8bit", _DEFAULT, _BOTH),
+    Pair("AdamW", "torchao AdamWFp8", _DEFAULT, _BOTH),
+    Pair("AdamW", "bitsandbytes AdamW8bit", _DEFAULT, _BOTH),
+    Pair("AdamW", "FlashAdamW", _DEFAULT, _BOTH),
+    Pair("AdamW", "apex FusedAdam", _DEFAULT, _BOTH),
+    Pair("AdamW", "TransformerEngine FusedAdam", _DEFAULT, _BOTH),
+)
+"""Every comparison that is made."""

@@ -1,0 +1,207 @@
+"""The result file: what its keys are, and how it is read and written.
+
+Every table, picture and README figure comes from such a file. Keys that do not apply are null,
+never missing, so that a reader needs no defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+FORMAT = 1
+"""Raised when the meaning of a key changes; files of another format are refused."""
+
+KINDS = ("default", "equal bytes", "equal semantics")
+"""What a ratio compares: two defaults, two optimizers of equal memory, or the same update."""
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Machine:
+    """Where the figures come from."""
+
+    date: str
+    commit: str
+    fused_optim: str
+    torch: str
+    triton: str | None
+    cuda: str | None
+    driver: str | None
+    python: str
+    cpu: str
+    cores: int
+    threads: int
+    device: str  # "cpu" or "cuda"
+    gpu: str | None = None
+    multiprocessors: int | None = None
+    memory_bytes: int | None = None
+    l2_bytes: int | None = None
+    peers: dict[str, str] = field(default_factory=dict)  # name to version
+
+
+@dataclass
+class Copy:
+    """Bandwidth of a copy within the device, bytes read plus bytes written."""
+
+    gb_per_s: float
+    bytes: int
+    quartiles: list[float]
+
+
+@dataclass
+class Row:
+    """The time of one optimizer's step on one list of shapes."""
+
+    op: str  # "adamw" or "adafactor"
+    optimizer: str
+    source: str
+    backend: str | None  # None for optimizers that are not this package's
+    shapes: str
+    dtype: str
+    tensors: int
+    parameters: int
+    rounds: int
+    ms: float
+    ms_quartiles: list[float]
+    host_us: float | None = None  # None on a CPU, where it is the time itself
+    traffic_bytes_per_parameter: float | None = None
+    gb_per_s: float | None = None
+    copy_percent: float | None = None
+    launches: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a row of another file must equal to be the same row."""
+        return (self.optimizer, self.shapes, self.dtype)
+
+
+@dataclass
+class Ratio:
+    """Two optimizers measured in turns; a ratio above 1 says that this package is faster."""
+
+    ours: str
+    baseline: str
+    shapes: str
+    dtype: str
+    kind: str
+    parameters: int
+    baseline_ms: float
+    ours_ms: float
+    rounds: int
+    ratio: float
+    ratio_quartiles: list[float]
+    host_ratio: float | None = None  # this package's host time over the baseline's
+    goal: float | None = None
+    floor: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What a ratio of another file must equal to be the same ratio."""
+        return (self.ours, self.baseline, self.shapes, self.dtype)
+
+
+@dataclass
+class Memory:
+    """Bytes of one optimizer, measured in a process of its own."""
+
+    optimizer: str
+    source: str
+    shapes: str
+    dtype: str
+    parameters: int
+    state_bytes_per_parameter: float
+    bytes_per_parameter: float  # state and parameter, no gradient
+    transient_bytes: int | None
+
+
+@dataclass
+class Check:
+    """A measured value against its goal and floor."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float
+    floor: float | None
+    met: bool
+    above_floor: bool
+
+
+@dataclass
+class Missing:
+    """What was not measured, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass
+class Results:
+    """All that one run measured."""
+
+    machine: Machine
+    copy: Copy | None = None
+    rows: list[Row] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write the file at once: a reader, or a kill, never sees half of it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text + "\n")
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+def load(path: Path) -> Results:
+    """Read a result file.
+
+    Raises:
+        ValueError: it is no result file of this format; the message says which key is wrong.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    found = data.pop("format", None) if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found!r}, and format {FORMAT} is needed: "
+            "measure again with `python -m bench --json FILE`"
+        )
+    lists = {"rows": Row, "ratios": Ratio, "memory": Memory, "checks": Check, "missing": Missing}
+    results = _construct(Results, data, f"{path}")
+    results.machine = _construct(Machine, data["machine"], f"{path}: machine")
+    results.copy = data["copy"] and _construct(Copy, data["copy"], f"{path}: copy")
+    for name, cls in lists.items():
+        items = [_construct(cls, d, f"{path}: {name}[{i}]") for i, d in enumerate(data[name])]
+        setattr(results, name, items)
+    return results
+
+
+def _construct(cls: type[_T], data: dict[str, Any], where: str) -> _T:
+    names = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(data, dict) or set(data) != names:
+        given = set(data) if isinstance(data, dict) else {type(data).__name__}
+        raise ValueError(
+            f"{where} lacks {sorted(names - given)} and has the unknown {sorted(given - names)}"
+        )
+    return cls(**data)

@@ -1,0 +1,159 @@
+"""How a step is timed: in turns with what it is compared to, and never from a warm cache.
+
+On a GPU, events around the step give the device's time. Before them a buffer larger than the L2
+cache is read, so that the step finds none of its data there, and it is read often enough to keep
+the device busy until the host has queued the step: launches are then not waited for. The host's
+time is taken apart from that, with an empty queue and no synchronisation within it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+Step = Callable[[], None]
+
+_MIN_ROUNDS = 3
+_MAX_FLUSHES = 500
+
+
+@dataclass
+class Times:
+    """What the rounds of one step took."""
+
+    ms: list[float] = field(default_factory=list)
+    host_us: list[float] = field(default_factory=list)
+
+
+class CpuTimer:
+    """Times steps on a CPU, where host and device are one."""
+
+    def __init__(self, warm_up: float = 0.2) -> None:
+        self._warm_up = warm_up
+        self._flushed = torch.randn(_cpu_cache_bytes() // 2)  # twice the cache, in floats
+
+    def warm(self, step: Step) -> None:
+        """Step until state exists and clocks are up."""
+        _repeat(step, self._warm_up)
+
+    def round(self, step: Step, times: Times) -> None:
+        """Take one measurement."""
+        self._flushed.sum()
+        start = time.perf_counter()
+        step()
+        times.ms.append(1e3 * (time.perf_counter() - start))
+
+
+class CudaTimer:
+    """Times steps on a GPU."""
+
+    def __init__(self, device: torch.device, warm_up: float = 0.5) -> None:
+        self._device, self._warm_up = device, warm_up
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flushed = torch.randn(max(4 * cache, 2**28) // 4, device=device)
+        self._flush_ms = min(self._timed(self._flushed.sum) for _ in range(5))
+
+    def warm(self, step: Step) -> None:
+        """Step until state exists, kernels are compiled and clocks are up."""
+
+        def finished() -> None:
+            step()
+            torch.cuda.synchronize(self._device)
+
+        _repeat(finished, self._warm_up)
+
+    def round(self, step: Step, times: Times) -> None:
+        """Take one measurement of the host's time and one of the device's."""
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        step()
+        host_ms = 1e3 * (time.perf_counter() - start)
+        times.host_us.append(1e3 * host_ms)
+        torch.cuda.synchronize(self._device)
+        flushes = math.ceil(1.5 * host_ms / self._flush_ms) + 1
+        for _ in range(min(flushes, _MAX_FLUSHES)):
+            self._flushed.sum()
+        times.ms.append(self._timed(step))
+
+    def _timed(self, action: Callable[[], object]) -> float:
+        with torch.cuda.device(self._device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            action()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end)
+
+
+Timer = CpuTimer | CudaTimer
+
+
+def timer_for(device: torch.device, warm_up: float | None = None) -> Timer:
+    """Return the timer of a device; ``warm_up`` is in seconds."""
+    options = {} if warm_up is None else {"warm_up": warm_up}
+    if device.type == "cuda":
+        return CudaTimer(device, **options)
+    return CpuTimer(**options)
+
+
+def in_turns(
+    steps: Sequence[Step], timer: Timer, rounds: int, deadline: float = math.inf
+) -> list[Times]:
+    """Time steps in turns, A B B A A B, so that a drifting machine slows all of them alike.
+
+    Args:
+        steps: what to time.
+        timer: of the device they run on.
+        rounds: how often; fewer, but not fewer than 3, where the deadline passes.
+        deadline: in terms of ``time.monotonic``.
+    """
+    for step in steps:
+        timer.warm(step)
+    times = [Times() for _ in steps]
+    for index in range(rounds):
+        if index >= _MIN_ROUNDS and time.monotonic() > deadline:
+            break
+        order = range(len(steps))
+        for i in order if index % 2 == 0 else reversed(order):
+            timer.round(steps[i], times[i])
+    return times
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return first quartile, median and third quartile."""
+    if len(values) < 2:
+        return (values[0],) * 3
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def copy_bandwidth(device: torch.device, timer: Timer, rounds: int) -> tuple[list[float], int]:
+    """Return the GB/s of copies within the device, read and written, and the bytes copied."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source = torch.randn(size // 4, device=device)
+    target = torch.empty_like(source)
+    (times,) = in_turns([lambda: target.copy_(source)], timer, rounds)
+    return [2 * size / (1e6 * ms) for ms in times.ms], size
+
+
+def _repeat(step: Step, seconds: float) -> None:
+    """Step twice, and on until the time is over."""
+    start, steps = time.monotonic(), 0
+    while steps < 2 or time.monotonic() - start < seconds:
+        step()
+        steps += 1
+
+
+def _cpu_cache_bytes() -> int:
+    """Return the size of the last-level cache, or a guess; bounded, as some are shared widely."""
+    try:
+        with open("/sys/devices/system/cpu/cpu0/cache/index3/size") as file:
+            kibibytes = int(file.read().strip().rstrip("K"))
+    except (OSError, ValueError):
+        kibibytes = 2**15
+    return min(kibibytes * 1024, 2**27)
