@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from types import ModuleType
 
 import torch
 
 from bench.setups import DTYPES, OURS
 from bench.subject import Subject
+from fused_optim import precision
 
 _LAUNCH = re.compile(r"cu(da)?Launch(Cooperative)?Kernel")
 
@@ -26,19 +28,7 @@ def traffic_bytes(subject: Subject) -> float | None:
     tables = _tables()
     if tables is None or subject.backend == "eager":
         return None
-    group = subject.optimizer.param_groups[0]
-    dtype = DTYPES[subject.dtype]
-    return tables.bytes_per_parameter(
-        subject.setup.op,
-        dtype,
-        dtype,
-        group["low_precision"],
-        group["state_dtype"],
-        amsgrad=group.get("amsgrad", False),
-        beta1=group.get("beta1") is not None,
-        scale_parameter=group.get("scale_parameter", False),
-        clipped=subject.optimizer.max_grad_norm is not None,
-    )
+    return _counted_bytes(tables, subject)
 
 
 def launches(subject: Subject) -> int | None:
@@ -48,7 +38,41 @@ def launches(subject: Subject) -> int | None:
     tables = _tables()
     if subject.setup.source != OURS or tables is None or subject.backend == "eager":
         return None
-    return tables.launches(subject.setup.op)
+    return tables.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
+
+
+def _counted_bytes(tables: ModuleType, subject: Subject) -> float | None:
+    """The mean over the list, as vectors and matrices of Adafactor differ."""
+    group = subject.optimizer.param_groups[0]
+    dtype = DTYPES[subject.dtype]
+    total = 0.0
+    for factored in (False, True):
+        numel = sum(p.numel() for p in subject.params if (p.dim() > 1) is factored)
+        if not numel:
+            continue
+        moved = tables.bytes_per_parameter(
+            subject.setup.op,
+            dtype,
+            dtype,
+            precision.resolve_mode(group["low_precision"], dtype),
+            precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
+            amsgrad=bool(group.get("amsgrad")),
+            beta1=group.get("beta1") is not None,
+            scale_parameter=_scales_parameter(subject.optimizer),
+            factored=factored or subject.setup.op == "adamw",
+            clip=subject.optimizer.max_grad_norm is not None,
+        )
+        if moved is None:
+            return None
+        total += moved * numel
+    return total / subject.parameters
+
+
+def _scales_parameter(optimizer: torch.optim.Optimizer) -> bool:
+    """torch's Adafactor always does, transformers' on request, AdamW never."""
+    if optimizer._family != "adafactor":
+        return False
+    return optimizer.param_groups[0].get("scale_parameter", True)
 
 
 def _traced_launches(subject: Subject) -> int | None:
@@ -65,7 +89,7 @@ def _traced_launches(subject: Subject) -> int | None:
     return counted or None  # no step launches nothing: tracing is not permitted here
 
 
-def _tables():
+def _tables() -> ModuleType | None:
     try:
         return importlib.import_module("bench.traffic")
     except ModuleNotFoundError:

@@ -17,8 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+from bench import ROOT
 from bench import gpu_check_summary as summary
-from bench.gpu_check_engine import ROOT, SHORTEST_S, Outcome, Skip, run, share
+from bench.gpu_check_engine import SHORTEST_S, Outcome, Skip, run, share
+from bench.gpu_check_figures import read
 from bench.gpu_check_plan import STAGES, choose
 from bench.gpu_check_record import (
     CUT,
@@ -88,6 +90,7 @@ class Check:
             print(f"gpu-check: {stage.name}: {entry.status}, {entry.seconds:.0f} s{note}")
 
     def process(self, stage: Stage, entry: Entry, limit_s: float) -> None:
+        self.context.figures, self.context.limit_s = read(self.context.results), limit_s
         command = stage.command(self.context)
         self.context.record(stage.name).unlink(missing_ok=True)
         _shorten(self.log)

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench import ROOT
 
 
 def build(site: Path, architecture: str | None) -> dict[str, Any]:
     """Build into ``site`` and return what was built, and how long it took."""
     shutil.rmtree(site, ignore_errors=True)
-    from_scratch = not list((ROOT / "build" / "cuda").glob("*/*.o"))
+    from_scratch = architecture is not None and not list((ROOT / "build/cuda").glob("*/*.o"))
     request = {"FUSED_OPTIM_CUDA": "1" if architecture else "0"}
     if architecture:
         request["FUSED_OPTIM_CUDA_ARCHS"] = architecture

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench import ROOT
+
 TICK_S = 5.0  # how often a running stage's record is brought up to date
 GRACE_S = 5.0  # between asking a stage to end and killing it
 SHORTEST_S = 5.0  # a stage that would get less is not started
@@ -27,11 +28,12 @@ _RUN_MODULE = (
 )
 
 
-# A group of its own, so that it can be killed with all that it starts; and it dies with this process
-# (1 is PR_SET_PDEATHSIG), which a new session would outlive.
+# A group of its own, so that it can be killed with all that it starts; and it dies with this
+# process (1 is PR_SET_PDEATHSIG), which a new session would outlive.
 _LEAD_A_GROUP = (
     "import ctypes, os, sys; os.setpgrp(); "
-    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
 

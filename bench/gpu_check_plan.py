@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from bench.gpu_check_engine import ROOT, Outcome, module
+from bench import ROOT
+from bench.gpu_check_engine import Outcome, Skip, module
+from bench.gpu_check_figures import merged, read
+from bench.gpu_check_pytest import summarise
 from bench.gpu_check_stages import (
-    PARITY,
     Collected,
     Context,
     Stage,
@@ -19,10 +22,48 @@ from bench.gpu_check_stages import (
     probe_command,
     sanitizer,
     smoke,
-    tests,
 )
 
+END_S = 15.0  # that a measuring process has left to end by itself
+
+PARITY = ("parity_adamw", "parity_adafactor", "low_precision", "stochastic_rounding", "golden")
+PARITY += ("clipping", "unscaling", "zero_updates", "external_writes", "adversarial")
 _PARITY_FILES = tuple(str(ROOT / "tests" / f"test_{name}.py") for name in PARITY)
+
+
+def tests(name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any):
+    """Return a stage that runs pytest over files of tests/, or with other arguments."""
+
+    def command(context: Context) -> list[str]:
+        packages = context.found.get("packages", {})
+        if not packages.get("pytest"):
+            raise Skip("pytest is not installed")
+        options: list[str] = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
+        if packages.get("pytest-timeout"):
+            options += ["--timeout", "180"]
+        if not packages.get("pytest-xdist"):
+            return _pytest(context, name, options)
+        if context.device == "cuda":  # each worker has a context on the one GPU
+            options += ["-n", str(max(1, min(12, context.found["cores"] - 2))), "--dist", "load"]
+        else:
+            options += ["-p", "no:xdist"]
+        return _pytest(context, name, options)
+
+    return Stage(name, title, *seconds, command, collect_tests, **more)
+
+
+def _pytest(context: Context, stage: str, options: list[str]) -> list[str]:
+    return module(context.python, "bench.gpu_check_pytest", context.record(stage), *options)
+
+
+def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    details = summarise(context.record(stage.name))
+    if details["failed"]:
+        return "failed", f"{details['failed']} tests failed", details
+    if outcome.returncode == 5:  # pytest's word for an empty selection
+        return "skipped", "no test is selected", details
+    reason = last_line(outcome.output) if outcome.status == "failed" else ""
+    return outcome.status, reason, details
 
 
 def parity(backend: str, expected_s: float) -> Stage:
@@ -33,29 +74,54 @@ def parity(backend: str, expected_s: float) -> Stage:
 
 
 def bench(name: str, expected_s: float, limit_s: float, *arguments: str, **more: bool) -> Stage:
-    """Return a stage that runs the benchmarks into the results file."""
+    """Return a stage that runs the benchmarks."""
 
     def command(context: Context) -> list[str]:
-        words = ["--device", context.device, "--json", str(context.results), *arguments]
-        return module(context.python, "bench", *words)
+        rehearsal = "--parts ratios --shapes tiny-1000 --only torch_compat.Adam --rounds 3"
+        words = arguments if context.device == "cuda" else (*rehearsal.split(), "--warm-up", "0")
+        return module(context.python, "bench", *_figures(context, name), *words)
 
     title = "benchmarks, all of them" if more else "benchmarks, the five-minute form"
     return Stage(name, title, expected_s, limit_s, command, collect_figures, **more)
 
 
 def sweep_command(context: Context) -> list[str]:
-    words = ["--device", context.device, "--json", context.results]
-    return module(context.python, "bench.sweep", *words, *(["--quick"] * context.quick))
+    words = ["--quick"] if context.quick else []
+    words += ["--most", "1e4", "--rounds", "3"] if context.device == "cpu" else []
+    return module(context.python, "bench.sweep", *_figures(context, "sweep"), *words)
 
 
-def report_command(context: Context) -> list[str]:
-    return module(context.python, "bench.report_html", context.results, "--out", context.out)
+def _figures(context: Context, stage: str) -> list[object]:
+    """Return where to measure, for how long, and what file to write."""
+    seconds = max(1.0, context.limit_s - END_S)
+    path = context.record(stage)
+    return ["--device", context.device, "--json", path, "--time-limit", f"{seconds:.0f}"]
 
 
 def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    """The figures are in the results file, where the summary finds them."""
-    reason = "" if outcome.status == "passed" else last_line(outcome.output)
-    return outcome.status, reason, {}
+    """Add the figures to those of other stages and calls; the summary judges them."""
+    figures = merged(context.figures, read(context.record(stage.name)))
+    if figures is not None:
+        figures.save(context.results)
+    lines = [line for line in outcome.output.splitlines() if line.startswith("FAILED")]
+    if lines:
+        failures = [{"test": line, "text": []} for line in lines]
+        return "failed", f"{len(lines)} measurements failed", {"failures": failures}
+    if outcome.returncode == 1 and "below their floors" in outcome.output:
+        return "passed", "figures are below their floors", {}
+    return outcome.status, "" if outcome.status == "passed" else last_line(outcome.output), {}
+
+
+def report_command(context: Context) -> list[str]:
+    if not context.results.exists():
+        raise Skip("nothing was measured")
+    curves = ROOT / "bench" / "results" / "precision_curves.json"
+    words = ["--curves", curves] if curves.exists() else []
+    return module(context.python, "bench.report_html", context.results, context.out, *words)
+
+
+def collect_report(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    return outcome.status, "" if outcome.status == "passed" else last_line(outcome.output), {}
 
 
 STAGES: tuple[Stage, ...] = (
@@ -74,8 +140,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("large", "tensors beyond 2^31 elements", 40, 180, large_command, collect_record),
     Stage("sweep", "cost by size and count", 90, 240, sweep_command, collect_figures),
     tests("tests-all", "the whole suite", (200, 540)),
-    bench("bench-full", 900, 1800, full_only=True),
-    Stage("report", "pictures and report", 25, 120, report_command, collect_figures),
+    bench("bench-full", 900, 1800, "--full", full_only=True),
+    Stage("report", "pictures and report", 25, 120, report_command, collect_report),
 )
 
 

@@ -40,7 +40,9 @@ def probe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
-        "driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "driver": _first_line(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        ),
         "nvcc": _nvcc(),
         "compute_sanitizer": _sanitizer(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check_engine import ROOT, Outcome, Skip, module
-from bench.gpu_check_pytest import summarise
+from bench import ROOT
+from bench.gpu_check_engine import Outcome, Skip, module
+from bench.results import Results
 
 KERNEL_BACKENDS = ("cuda", "triton")
 SANITIZER_EXIT = 86
-PARITY = ("parity_adamw", "parity_adafactor", "low_precision", "stochastic_rounding", "golden")
-PARITY += ("clipping", "unscaling", "zero_updates", "external_writes", "adversarial")
 
 
 @dataclass
@@ -34,6 +33,8 @@ class Context:
         work: the folder of records, and of the build in ``site``.
         found: what the machine is; the first stage fills it in.
         previous: details of the present stage in an earlier call.
+        figures: what was measured before the present stage.
+        limit_s: how long the present stage may take.
     """
 
     python: str
@@ -43,6 +44,8 @@ class Context:
     work: Path
     found: dict[str, Any] = field(default_factory=dict)
     previous: dict[str, Any] = field(default_factory=dict)
+    figures: Results | None = None
+    limit_s: float = 0.0
 
     @property
     def results(self) -> Path:
@@ -149,8 +152,11 @@ def collect_build(context: Context, stage: Stage, outcome: Outcome) -> Collected
 
 def _worker(context: Context, stage: str, backend: str, *arguments: object) -> list[str]:
     backend = backend if context.device == "cuda" else "eager"
-    words = ("--backend", backend, "--device", context.device, "--json", context.record(stage))
-    return module(context.python, "bench.sanitize_worker", *words, *arguments)
+    words = ["--backend", backend, "--device", context.device, "--json", context.record(stage)]
+    # A sanitizer counts what it found when the process ends.
+    seconds = 0.75 * context.limit_s if context.device == "cuda" else 5
+    words += ["--seconds", f"{seconds:.0f}", *arguments]
+    return module(context.python, "bench.sanitize_worker", *words)
 
 
 def smoke(backend: str, expected_s: float) -> Stage:
@@ -209,39 +215,3 @@ def large_command(context: Context) -> list[str]:
     if context.device != "cuda":
         raise Skip("needs tens of gigabytes of a GPU's memory")
     return module(context.python, "bench.large_worker", "--json", context.record("large"))
-
-
-# --- tests, benchmarks, report --------------------------------------------------------------------
-
-
-def tests(name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any):
-    """Return a stage that runs pytest over files of tests/, or with other arguments."""
-
-    def command(context: Context) -> list[str]:
-        packages = context.found.get("packages", {})
-        options: list[str] = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
-        if packages.get("pytest-timeout"):
-            options += ["--timeout", "180"]
-        if not packages.get("pytest-xdist"):
-            return _pytest(context, name, options)
-        if context.device == "cuda":  # each worker has a context on the one GPU
-            options += ["-n", str(max(1, min(12, context.found["cores"] - 2))), "--dist", "load"]
-        else:
-            options += ["-p", "no:xdist"]
-        return _pytest(context, name, options)
-
-    return Stage(name, title, *seconds, command, collect_tests, **more)
-
-
-def _pytest(context: Context, stage: str, options: list[str]) -> list[str]:
-    return module(context.python, "bench.gpu_check_pytest", context.record(stage), *options)
-
-
-def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    details = summarise(context.record(stage.name))
-    if details["failed"]:
-        return "failed", f"{details['failed']} tests failed", details
-    if outcome.returncode == 5:  # pytest's word for an empty selection
-        return "skipped", "no test is selected", details
-    reason = last_line(outcome.output) if outcome.status == "failed" else ""
-    return outcome.status, reason, details

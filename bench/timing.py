@@ -132,6 +132,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
+    """Return the ratio of two medians, or None where there is nothing."""
+    if not numerators or not denominators:
+        return None
+    return round(statistics.median(numerators) / statistics.median(denominators), 3)
+
+
 def copy_bandwidth(device: torch.device, timer: Timer, rounds: int) -> tuple[list[float], int]:
     """Return the GB/s of copies within the device, read and written, and the bytes copied."""
     size = 2**30 if device.type == "cuda" else 2**28

@@ -1,0 +1,205 @@
+"""One run: what it measures, on what, and the results so far, on disk after each of them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bench import agreement, checks, costs, machine, memory, timing
+from bench.agreement import DisagreementError
+from bench.pairs import Pair
+from bench.results import Copy, Missing, Ratio, Results, Row
+from bench.setups import OURS, SETUPS, Setup
+from bench.shapes import SHAPES, numel
+from bench.subject import Subject, free
+
+# Parameter, gradient, two float32 moments and a master, and as much again for temporaries.
+_BYTES_PER_PARAMETER = 4 + 4 + 12 + 12
+
+
+class TimeLimitError(Exception):
+    """The run's time is over."""
+
+
+@dataclass
+class Session:
+    """What a run measures with, and what it found.
+
+    Args:
+        device: where to measure.
+        rounds: steps of each optimizer.
+        backend: of this package's optimizers; None leaves it to them.
+        json: the file that is rewritten after each measurement, if any.
+        deadline: of the run, in terms of ``time.monotonic``.
+        warm_up: seconds before each measurement; None for the device's default.
+    """
+
+    device: torch.device
+    rounds: int
+    backend: str | None = None
+    json: Path | None = None
+    deadline: float = math.inf
+    warm_up: float | None = None
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.results = Results(machine.describe(self.device))
+        self._timer = timing.timer_for(self.device, self.warm_up)
+
+    def measure_copy(self) -> None:
+        """Measure the bandwidth that rows are compared with."""
+        rates, size = timing.copy_bandwidth(self.device, self._timer, max(self.rounds, 5))
+        low, median, high = timing.quartiles(rates)
+        quartiles = [round(low, 2), round(high, 2)]
+        self.results.copy = Copy(round(median, 2), size, quartiles)
+        self.save()
+
+    def measure_pair(self, pair: Pair, shapes: str, dtype: str) -> None:
+        """Time two setups in turns, after a check that they agree where they should."""
+        self._check_fits(shapes, 2)
+        ours, baseline = (
+            Subject(SETUPS[name], shapes, dtype, self.device, self.backend)
+            for name in (pair.ours, pair.baseline)
+        )
+        if pair.kind == "equal semantics":
+            agreement.check(ours, baseline, f"{pair} ({shapes}, {dtype})")
+        own, theirs = self._times(ours, baseline)
+        for subject, times in ((ours, own), (baseline, theirs)):
+            self._add_row(subject, shapes, times)
+        pairs = list(zip(theirs.ms, own.ms, strict=True))
+        low, median, high = timing.quartiles([b / o for b, o in pairs])
+        goal = pair.goal(self.device.type, shapes, dtype)
+        host = timing.median_ratio(own.host_us, theirs.host_us)
+        self.results.ratios.append(
+            Ratio(
+                ours=pair.ours,
+                baseline=pair.baseline,
+                shapes=shapes,
+                dtype=dtype,
+                kind=pair.kind,
+                parameters=ours.parameters,
+                baseline_ms=round(timing.quartiles(theirs.ms)[1], 4),
+                ours_ms=round(timing.quartiles(own.ms)[1], 4),
+                rounds=len(pairs),
+                ratio=round(median, 3),
+                ratio_quartiles=[round(low, 3), round(high, 3)],
+                host_ratio=host,
+                goal=goal and goal.goal,
+                floor=goal and goal.floor,
+            )
+        )
+        self.save()
+
+    def measure_row(self, setup: Setup, shapes: str, dtype: str) -> None:
+        """Time a setup alone, unless a pair did."""
+        if (setup.name, shapes, dtype) in {row.key for row in self.results.rows}:
+            return
+        self._check_fits(shapes, 1)
+        subject = Subject(setup, shapes, dtype, self.device, self.backend)
+        (times,) = self._times(subject)
+        self._add_row(subject, shapes, times)
+        self.save()
+
+    def measure_memory(self, setup: Setup, shapes: str, dtype: str) -> None:
+        """Measure a setup's memory in a process of its own."""
+        self._check_fits(shapes, 1)
+        free()
+        left = min(self.deadline - time.monotonic(), 1e6)
+        try:
+            found = memory.measure_isolated(
+                setup.name, shapes, dtype, str(self.device), self.backend, left
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TimeLimitError from error
+        self.results.memory.append(found)
+        self.save()
+
+    def attempt(self, what: str, setups: Iterable[Setup], measure: Callable[[], None]) -> bool:
+        """Measure something and note why, where that fails; say whether it was measured.
+
+        Args:
+            what: for the list of what is missing.
+            setups: what takes part. Where all of it is this package's or torch's, failing fails
+                the run; a peer may be absent, or not work here.
+            measure: one of the methods above, with its arguments.
+        """
+        try:
+            if time.monotonic() > self.deadline:
+                raise TimeLimitError
+            measure()
+            return True
+        except TimeLimitError:
+            self._miss(what, "not reached within the time limit")
+        except ImportError as error:
+            self._miss(what, f"not installed: {error}")
+        except MemoryError as error:
+            self._miss(what, str(error))
+        except torch.OutOfMemoryError as error:
+            self._miss(what, f"out of memory: {str(error).splitlines()[0]}")
+        except Exception as error:  # a peer may fail in any way, and the run goes on
+            self._miss(what, f"{type(error).__name__}: {error}".splitlines()[0])
+            own = all(setup.source in (OURS, "torch") for setup in setups)
+            if own or isinstance(error, DisagreementError):
+                self.failures.append(f"{what}: {error}")
+        finally:
+            free()
+        return False
+
+    def save(self) -> None:
+        """Judge what was measured so far and write it down."""
+        self.results.checks = checks.evaluate(self.results)
+        if self.json is not None:
+            self.results.save(self.json)
+
+    def _check_fits(self, shapes: str, subjects: int) -> None:
+        needed = subjects * _BYTES_PER_PARAMETER * numel(SHAPES[shapes])
+        found = machine.free_bytes(self.device)
+        if needed > found:
+            raise MemoryError(
+                f"may need {needed / 2**30:.1f} GiB, and {found / 2**30:.1f} GiB are free"
+            )
+
+    def _times(self, *subjects: Subject) -> list[timing.Times]:
+        steps = [subject.step for subject in subjects]
+        gc.disable()  # a collection would count as one optimizer's time
+        try:
+            return timing.in_turns(steps, self._timer, self.rounds, self.deadline)
+        finally:
+            gc.enable()
+
+    def _add_row(self, subject: Subject, shapes: str, times: timing.Times) -> None:
+        low, median, high = timing.quartiles(times.ms)
+        traffic = costs.traffic_bytes(subject)
+        rate = traffic and traffic * subject.parameters / (1e6 * median)
+        copy = self.results.copy
+        row = Row(
+            op=subject.setup.op,
+            optimizer=subject.setup.name,
+            source=subject.setup.source,
+            backend=subject.backend,
+            shapes=shapes,
+            dtype=subject.dtype,
+            tensors=subject.tensors,
+            parameters=subject.parameters,
+            rounds=len(times.ms),
+            ms=round(median, 4),
+            ms_quartiles=[round(low, 4), round(high, 4)],
+            host_us=round(timing.quartiles(times.host_us)[1], 1) if times.host_us else None,
+            traffic_bytes_per_parameter=traffic and round(traffic, 2),
+            gb_per_s=rate and round(rate, 2),
+            copy_percent=round(100 * rate / copy.gb_per_s, 1) if rate and copy else None,
+            launches=costs.launches(subject),
+        )
+        if row.key not in {r.key for r in self.results.rows}:
+            self.results.rows.append(row)
+
+    def _miss(self, what: str, why: str) -> None:
+        self.results.missing.append(Missing(what, why))
+        self.save()
