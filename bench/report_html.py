@@ -21,7 +21,7 @@ from bench import pictures, style
 from bench.gpu_check_record import write
 from bench.report_style import CSS
 from bench.results import Ratio, Results, load
-from bench.setups import OURS, SETUPS
+from bench.setups import OURS
 from bench.shapes import LARGE, MANY_SMALL
 
 README_PICTURES = ("roofline", "speedups", "memory")
@@ -78,9 +78,8 @@ def _header(results: Results) -> str:
         "copy": results.copy and f"{results.copy.gb_per_s:,.0f} GB/s read and written",
         "date": machine.date,
     }
-    items = "".join(
-        f"<div><dt>{k}</dt> <dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v
-    )
+    known = {name: escape(str(fact)) for name, fact in facts.items() if fact}
+    items = "".join(f"<div><dt>{k}</dt> <dd>{v}</dd></div>" for k, v in known.items())
     return (
         f"<header>\n<h1>fused_optim <span>on {escape(where)}</span></h1>\n"
         f"<p>AdamW and Adafactor for PyTorch, against the optimizers they replace.</p>\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,25 @@ from reference_fp32 import MODES
 from tolerances import dtype_name
 
 import fused_optim
-from fused_optim import torch_compat
+from fused_optim import dispatch, torch_compat
 
-BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager").split(",")
+
+
+def _backends() -> list[str]:
+    """Return what is to be tested: what is named, or all that works; without a GPU that is eager.
+
+    A GPU's backends are named by another variable; conftest.py says why.
+    """
+    if not torch.cuda.is_available():
+        return os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager").split(",")
+    if named := os.environ.get("FUSED_OPTIM_TEST_ON_GPU"):
+        return named.split(",")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [name for name in dispatch.BACKENDS if dispatch.why_not(name, "adamw_") is None]
+
+
+BACKENDS = _backends()
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
 

@@ -14,6 +14,13 @@ if not GPU:
     # Triton reads it while it is imported, and constructing any torch optimizer imports triton.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+else:
+    # The variable sends CPU tensors to kernels, which here would be the GPU's. Those that cases.py
+    # reads get tensors of the GPU.
+    named = os.environ.pop("FUSED_OPTIM_TEST_BACKEND", None)
+    if named:
+        os.environ["FUSED_OPTIM_TEST_ON_GPU"] = named
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores already.
     torch.set_num_threads(1)
