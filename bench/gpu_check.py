@@ -136,13 +136,22 @@ def _shorten(log: Path) -> None:
 
 
 def _gpu_name() -> str | None:
-    """Return the GPU's name without importing torch; None where the driver shows none."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(done.stdout.splitlines()), "").strip() or None
+    """Return the GPU's name as the driver's tool or, without that, torch has it; None without one.
+
+    In processes of their own: a driver may hang, and this process has to outlive that.
+    """
+    ask_torch = "import torch; print(torch.cuda.get_device_name())"
+    for command in (
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        [sys.executable, "-c", ask_torch],
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.stdout.strip():
+            return done.stdout.strip().splitlines()[-1]
+    return None
 
 
 def _slug(gpu: str) -> str:
@@ -182,14 +191,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     begin = time.monotonic()
     gpu = _gpu_name() if options.device == "cuda" else "rehearsal-cpu"
-    if gpu is None and shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
+    if gpu is None:
         print(
-            "gpu-check: no GPU here (no nvidia-smi and no /dev/nvidia0); --device cpu rehearses "
-            "the stages without one",
+            "gpu-check: no GPU here: neither nvidia-smi nor torch shows one; --device cpu "
+            "rehearses the stages without one",
             file=sys.stderr,
         )
         return 2
-    out = (options.out or ROOT / "bench" / "results" / _slug(gpu or "unknown-gpu")).resolve()
+    out = (options.out or ROOT / "bench" / "results" / _slug(gpu)).resolve()
     work = options.work.resolve()
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
