@@ -22,14 +22,15 @@ from fused_optim import dispatch
 PARTS = ("ratios", "rows", "memory")
 """What a run measures, in this order: what matters most comes first where time is short."""
 
+_REAL = tuple(name for name in SHAPES if name != "smoke")
 _CPU_SHAPES = ("gpt2-30M", "gpt2-124M", "tiny-1000", "lora-r16")
 _DEFAULT_SHAPES = {
     ("cpu", "quick"): _CPU_SHAPES[:1],
     ("cpu", "default"): _CPU_SHAPES,
-    ("cpu", "full"): tuple(s for s in SHAPES if not s.startswith(("llama", "one-1G"))),
+    ("cpu", "full"): tuple(s for s in _REAL if not s.startswith("llama") and s != "one-1G"),
     ("cuda", "quick"): ("llama-8b-2l", "tiny-1000", "t5-base"),
-    ("cuda", "default"): tuple(s for s in SHAPES if s not in ("llama-8b", "gpt2-30M", "one-1G")),
-    ("cuda", "full"): tuple(SHAPES),
+    ("cuda", "default"): tuple(s for s in _REAL if s not in ("llama-8b", "gpt2-30M", "one-1G")),
+    ("cuda", "full"): _REAL,
 }
 _DEFAULT_ROUNDS = {
     ("cpu", "quick"): 5,
@@ -47,6 +48,7 @@ class Task(NamedTuple):
 
     what: str
     setups: tuple[Setup, ...]
+    dtype: str
     measure: Callable[[], None]
 
 
@@ -125,17 +127,17 @@ def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
             for pair, dtype in _selected_pairs(options):
                 case = f"{pair}, {name}, {dtype}"
                 setups = (SETUPS[pair.ours], SETUPS[pair.baseline])
-                yield Task(case, setups, _bind(session.measure_pair, pair, name, dtype))
+                yield Task(case, setups, dtype, _bind(session.measure_pair, pair, name, dtype))
     if "rows" in options.parts:
         for name in shapes:
             for setup, dtype in _selected_setups(options):
                 case = f"{setup.name}, {name}, {dtype}"
-                yield Task(case, (setup,), _bind(session.measure_row, setup, name, dtype))
+                yield Task(case, (setup,), dtype, _bind(session.measure_row, setup, name, dtype))
     if "memory" in options.parts:
         for name in options.shapes or _MEMORY_SHAPES[device]:
             for setup, dtype in _selected_setups(options):
                 case = f"memory of {setup.name}, {name}, {dtype}"
-                yield Task(case, (setup,), _bind(session.measure_memory, setup, name, dtype))
+                yield Task(case, (setup,), dtype, _bind(session.measure_memory, setup, name, dtype))
 
 
 def _run(session: Session, work: list[Task], display: Display) -> None:
@@ -143,7 +145,8 @@ def _run(session: Session, work: list[Task], display: Display) -> None:
     with display.progress(len(work)) as advance:
         for task in work:
             advance(task.what)
-            session.attempt(task.what, task.setups, task.measure)
+            if all([session.works(setup, task.dtype) for setup in task.setups]):
+                session.attempt(task.what, task.setups, task.measure)
 
 
 def _selected_pairs(options: argparse.Namespace) -> Iterator[tuple[Pair, str]]:

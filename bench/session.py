@@ -48,6 +48,7 @@ class Session:
     deadline: float = math.inf
     warm_up: float | None = None
     failures: list[str] = field(default_factory=list)
+    _works: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.results = Results(machine.describe(self.device))
@@ -121,13 +122,28 @@ class Session:
         self.results.memory.append(found)
         self.save()
 
+    def works(self, setup: Setup, dtype: str) -> bool:
+        """Try a peer once, on a few small tensors: it may be absent, or not work here."""
+        if _must_work(setup):
+            return True
+        key = (setup.name, dtype)
+        if key not in self._works:
+
+            def trial() -> None:
+                subject = Subject(setup, "smoke", dtype, self.device)
+                for _ in range(2):
+                    subject.step()
+
+            self._works[key] = self.attempt(f"{setup.name}, {dtype}", (setup,), trial)
+        return self._works[key]
+
     def attempt(self, what: str, setups: Iterable[Setup], measure: Callable[[], None]) -> bool:
         """Measure something and note why, where that fails; say whether it was measured.
 
         Args:
             what: for the list of what is missing.
-            setups: what takes part. Where all of it is this package's or torch's, failing fails
-                the run; a peer may be absent, or not work here.
+            setups: what takes part. Where all of it is this package's or torch's, that it fails
+                is a failure of the run.
             measure: one of the methods above, with its arguments.
         """
         try:
@@ -145,8 +161,7 @@ class Session:
             self._miss(what, f"out of memory: {str(error).splitlines()[0]}")
         except Exception as error:  # a peer may fail in any way, and the run goes on
             self._miss(what, f"{type(error).__name__}: {error}".splitlines()[0])
-            own = all(setup.source in (OURS, "torch") for setup in setups)
-            if own or isinstance(error, DisagreementError):
+            if all(map(_must_work, setups)) or isinstance(error, DisagreementError):
                 self.failures.append(f"{what}: {error}")
         finally:
             free()
@@ -203,3 +218,7 @@ class Session:
     def _miss(self, what: str, why: str) -> None:
         self.results.missing.append(Missing(what, why))
         self.save()
+
+
+def _must_work(setup: Setup) -> bool:
+    return setup.source in (OURS, "torch")

@@ -82,6 +82,7 @@ def numel(shapes: Shapes) -> int:
 _LLAMA_PROJECTIONS: Shapes = [s for s in llama(32)[1:-2] if len(s) == 2]
 
 SHAPES: dict[str, Shapes] = {
+    "smoke": [(64, 96), (96,), (8, 4, 3, 3), (1,), (3, 1000)],
     "gpt2-124M": gpt2(768, 12),
     "gpt2-30M": gpt2(512, 6, vocabulary=20000),
     "llama-8b": llama(32),

@@ -75,6 +75,19 @@ void DefineOps(py::module_& m) {
 #ifdef FUSED_OPTIM_HOST
 void DefineHost(py::module_& m) {
   m.def("set_thread_order", &host::SetThreadOrder, "seed"_a);
+  m.def(
+      "set_resident_blocks", [](int64_t blocks) { host::resident_blocks() = blocks; }, "blocks"_a);
+  m.def(
+      "take_trace",
+      [](bool go_on) {  // what was noted, as the bytes of host::Access
+        static std::vector<host::Access> accesses;
+        const py::bytes noted(reinterpret_cast<const char*>(accesses.data()),
+                              accesses.size() * sizeof(host::Access));
+        std::vector<host::Access>().swap(accesses);
+        host::trace() = go_on ? &accesses : nullptr;
+        return noted;
+      },
+      "go_on"_a);
   m.def("take_counters", [] {
     const host::Counters counted = host::counters();
     host::counters() = {};

@@ -11,7 +11,7 @@ template <typename... Parameters, typename... Arguments>
 void Launch(const LaunchSite& site, void*, void (*kernel)(Parameters...),
             const Arguments&... arguments) {
   if (site.blocks_of_work == 0) return;
-  const int64_t resident = 2 * host::kProcessors;
+  const int64_t resident = host::resident_blocks();
   ++host::counters().launches;
   host::RunGrid(site.blocks_of_work < resident ? site.blocks_of_work : resident, kThreads,
                 [&] { kernel(Parameters(arguments)...); });
@@ -41,7 +41,7 @@ inline void CheckAligned(const void* address, int64_t bytes) {
 template <typename T>
 T LoadAs(const void* from) {
   CheckAligned(from, sizeof(T));
-  host::counters().bytes_loaded += sizeof(T);
+  host::CountLoad(from, sizeof(T));
   T value;
   std::memcpy(&value, from, sizeof(T));
   return value;
@@ -50,14 +50,14 @@ T LoadAs(const void* from) {
 template <int kWords>
 void LoadWords(const char* from, uint32_t* words) {
   CheckAligned(from, 4 * kWords);
-  host::counters().bytes_loaded += 4 * kWords;
+  host::CountLoad(from, 4 * kWords);
   std::memcpy(words, from, 4 * kWords);
 }
 
 template <int kWords>
 void StoreWords(char* to, const uint32_t* words) {
   CheckAligned(to, 4 * kWords);
-  host::counters().bytes_stored += 4 * kWords;
+  host::CountStore(to, 4 * kWords);
   std::memcpy(to, words, 4 * kWords);
 }
 
@@ -74,13 +74,13 @@ inline float LoadStatistic(const float* from) { return LoadAs<float>(from); }
 inline float LoadFresh(const float* from) { return *from; }
 
 inline void StoreStatistic(float* to, float x) {
-  host::counters().bytes_stored += 4;
+  host::CountStore(to, 4);
   *to = x;
 }
 
 inline void StoreHalfWord(char* to, uint32_t bits) {
   CheckAligned(to, 2);
-  host::counters().bytes_stored += 2;
+  host::CountStore(to, 2);
   const auto half = static_cast<uint16_t>(bits);
   std::memcpy(to, &half, 2);
 }

@@ -26,6 +26,7 @@ struct Fiber {
   bool done = false;
   const int64_t* waits_for = nullptr;  // the count that must pass `waits_beyond`, if any
   int64_t waits_beyond = 0;
+  int32_t accesses = 0;
 };
 
 struct Warp {
@@ -54,6 +55,8 @@ struct Block {
 
 Block block;
 Counters totals;
+int64_t blocks_at_once = 2 * kProcessors;
+std::vector<Access>* noted = nullptr;
 std::mt19937_64 random_order;
 
 // Switches, and tells AddressSanitizer which stack is left and which is entered.
@@ -110,6 +113,7 @@ void Start(Fiber* fiber) {
   PrepareContext(&fiber->context, fiber->stack.get(), kStackBytes, FiberMain);
   fiber->done = false;
   fiber->waits_for = nullptr;
+  fiber->accesses = 0;
 }
 
 // Lets every fiber that can run do so once. Returns how many did, and counts those left.
@@ -150,9 +154,28 @@ void RunBlock(int threads) {
   }
 }
 
+void Note(const void* address, int bytes, bool stores) {
+  if (noted == nullptr) return;
+  noted->push_back({reinterpret_cast<int64_t>(address), static_cast<int32_t>(totals.launches - 1),
+                    static_cast<int32_t>(block.index), block.running,
+                    block.fibers[block.running].accesses++, bytes, stores});
+}
+
 }  // namespace
 
 Counters& counters() { return totals; }
+int64_t& resident_blocks() { return blocks_at_once; }
+std::vector<Access>*& trace() { return noted; }
+
+void CountLoad(const void* from, int bytes) {
+  totals.bytes_loaded += bytes;
+  Note(from, bytes, false);
+}
+
+void CountStore(const void* to, int bytes) {
+  totals.bytes_stored += bytes;
+  Note(to, bytes, true);
+}
 
 void SetThreadOrder(uint64_t seed) { random_order.seed(seed); }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace fused_optim::host {
 
@@ -18,7 +19,24 @@ struct Counters {
   int64_t bytes_stored = 0;
 };
 
+// One load or store that counts, in the order in which its thread made it.
+struct Access {
+  int64_t address;
+  int32_t launch;  // since the counters were last taken
+  int32_t block;
+  int32_t thread;
+  int32_t turn;  // how many accesses its thread made before
+  int32_t bytes;
+  int32_t stores;  // 0 or 1
+};
+
 Counters& counters();
+// Blocks that the "device" runs at once, whatever the kernel.
+int64_t& resident_blocks();
+// Where accesses are noted while it is not null.
+std::vector<Access>*& trace();
+void CountLoad(const void* from, int bytes);
+void CountStore(const void* to, int bytes);
 void SetThreadOrder(uint64_t seed);
 
 // Runs `blocks` blocks of `kernel`; throws std::runtime_error where its threads don't all arrive.

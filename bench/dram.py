@@ -1,0 +1,175 @@
+"""Bytes that memory delivers and takes in each pass of a step, given a cache between the passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench import l2, traffic
+from bench.l2 import Walk
+from bench.traffic import Kind
+
+GRANULE = 8192
+"""Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
+
+MOST_GRANULES = 1 << 18
+
+FORWARDS: dict[str, Walk] = {}
+"""Walks of passes by name; those not named go forwards."""
+
+TILES_BACK = {"update_sums": Walk("backwards", "forwards")}
+"""The second pass takes the tiles backwards, and walks each forwards."""
+
+BACK_AND_FORTH = {"update_sums": Walk("backwards", "backwards")}
+"""The second pass goes backwards throughout, so that it begins with what was used last."""
+
+ELEMENTWISE = ("grad", "param", "extra", "exp_avg", "exp_avg_sq")
+
+
+def counted_walks() -> dict[str, Walk]:
+    """Return the walks that the kernels took when they were counted."""
+    return {name: Walk(**walk) for name, walk in traffic.counts()["tiles"]["walks"].items()}
+
+
+@dataclass
+class Layout:
+    """A bucket as items of granules.
+
+    Attributes:
+        kinds: of the tensors, each kind once.
+        item_kind: ``[items]``, index into ``kinds``.
+        item_granules: ``[items]``.
+        elements: ``[granules]``.
+    """
+
+    kinds: list[Kind]
+    item_kind: np.ndarray
+    item_granules: np.ndarray
+    elements: np.ndarray
+
+
+def tile_elements(numel: int) -> int:
+    """Return the elements of a tile of a tensor of ``numel``."""
+    return [tile for least, tile, _ in traffic.counts()["tiles"]["sizes"] if numel >= least][-1]
+
+
+def kind_of_tensor(kind: Kind, shape: Sequence[int]) -> Kind:
+    """Return what ``kind`` is for one tensor: whether Adafactor factors it, or visits it once."""
+    visited = math.prod(shape) <= traffic.counts()["visit_limit"]
+    return replace(kind, factored=len(shape) >= 2, visited=visited)
+
+
+def granule_of(shapes: Sequence[Sequence[int]]) -> int:
+    """Return the elements of a granule: few enough of them that a bucket takes a second or less."""
+    granule = GRANULE
+    while sum(map(math.prod, shapes)) > granule * MOST_GRANULES:
+        granule *= 2
+    return granule
+
+
+def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int) -> Layout:
+    """Return how the tensors of a bucket are cut up."""
+    kinds: list[Kind] = []
+    item_kind: list[np.ndarray] = []
+    items: list[np.ndarray] = []
+    elements: list[np.ndarray] = []
+    for shape in shapes:
+        numel = math.prod(shape)
+        if numel == 0:
+            continue
+        own = kind_of_tensor(kind, shape)
+        if own not in kinds:
+            kinds.append(own)
+        tile = tile_elements(numel)
+        tiles = np.full(-(-numel // tile), tile)
+        tiles[-1] = numel - tile * (len(tiles) - 1)
+        granules = -(-tiles // granule)
+        sizes = np.full(int(granules.sum()), granule)
+        ends = np.cumsum(granules) - 1
+        sizes[ends] = tiles - granule * (granules - 1)
+        item_kind.append(np.full(len(tiles), kinds.index(own)))
+        items.append(granules)
+        elements.append(sizes)
+    return Layout(kinds, *(np.concatenate(each) for each in (item_kind, items, elements)))
+
+
+def adafactor(
+    kind: Kind,
+    shapes: Sequence[Sequence[int]],
+    blocks: int,
+    capacity: float,
+    walks: Mapping[str, Walk] | None = None,
+    streamed: Collection[str] = (),
+    granule: int | None = None,
+) -> dict[str, float]:
+    """Return the bytes of each pass that go to or come from memory.
+
+    Every tensor is loaded where the cache lacks it, and stored once wherever it is written.
+    The cache is cold at first. Statistics of lines and scratch are left out, as if they stayed in
+    the cache.
+
+    Args:
+        kind: of the step.
+        shapes: of the bucket's parameters, in order.
+        blocks: that run at once.
+        capacity: of the cache, in bytes.
+        walks: of the passes; None for those of the kernels.
+        streamed: tensors that are loaded and stored past the cache, as if evicted first.
+        granule: see `GRANULE`; None for what a bucket of this size takes.
+    """
+    walks = counted_walks() if walks is None else walks
+    cut = layout(kind, shapes, granule or granule_of(shapes))
+    counted = [_counted(each) for each in cut.kinds]
+    names = list(dict.fromkeys(name for passes in counted for name in passes))
+    names.sort(key=("statistics", "fold", "finalise", "update_sums", "apply").index)
+    cache = l2.Lru(capacity)
+    return {
+        name: _pass(
+            cut,
+            [passes.get(name, {}) for passes in counted],
+            l2.Grid(blocks, walks.get(name, Walk())),
+            cache,
+            streamed,
+        )
+        for name in names
+    }
+
+
+def _counted(kind: Kind) -> traffic.Passes:
+    found = traffic.passes(kind)
+    if found is None:
+        raise ValueError(f"{kind} was not counted; add it to bench/host_counts.py and count again")
+    return found
+
+
+def _pass(
+    cut: Layout,
+    streams: list[dict[str, traffic.Stream]],
+    grid: l2.Grid,
+    cache: l2.Lru,
+    streamed: Collection[str],
+) -> float:
+    items = np.flatnonzero(np.array([bool(s) for s in streams])[cut.item_kind])
+    counts = cut.item_granules[items]
+    offsets = np.cumsum(cut.item_granules) - cut.item_granules
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    granules = np.repeat(offsets[items], counts) + within
+    granules = granules[l2.order(counts, grid)]
+    kinds = np.repeat(cut.item_kind, cut.item_granules)[granules]
+    elements = cut.elements[granules]
+
+    def per_element(tensor: str, field: str) -> np.ndarray:
+        values = [getattr(s[tensor], field) if tensor in s else 0.0 for s in streams]
+        return np.array(values)[kinds] * elements
+
+    touched = np.stack([per_element(each, "touched") for each in ELEMENTWISE], 1).ravel()
+    loads = np.stack([per_element(each, "loaded") for each in ELEMENTWISE], 1).ravel() > 0
+    stored = sum(per_element(each, "stored").sum() for each in ELEMENTWISE)
+    ids = (granules[:, None] * len(ELEMENTWISE) + np.arange(len(ELEMENTWISE))).ravel()
+    kept = np.tile([each not in streamed for each in ELEMENTWISE], len(granules)) & (touched > 0)
+    missed = touched > 0
+    missed[kept] = cache.replay(ids[kept], touched[kept])
+    return float(touched[missed & loads].sum() + stored)

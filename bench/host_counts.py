@@ -1,0 +1,233 @@
+"""Runs the CUDA kernels, compiled as C++, and notes every byte they touch.
+
+The host module of tests/host_module.py counts accesses through the functions of csrc/device.cuh by
+which kernels reach tensors and statistics; tables, scalars and most of scratch it does not see.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.traffic import Kind, row_of
+from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.precision import extra_state
+from fused_optim.tables import SCALE_PARAMETER, AdafactorRow, AdamWRow
+
+LARGE = (272, 256)
+"""Of several tiles, and too large for one visit."""
+
+SMALL = (64, 64)
+ELEMENTWISE = (64, 512)
+"""For ops that know no shapes: four chunks."""
+
+ACCESS = np.dtype(
+    [("address", "<i8")]
+    + [(name, "<i4") for name in ("launch", "block", "thread", "turn", "bytes", "stores")]
+)
+"""host::Access of csrc/host/fibers.h."""
+
+MODES = {
+    "float32": ("none",),
+    "bfloat16": ("nearest", "stochastic", "kahan", "split", "master"),
+    "float16": ("nearest", "stochastic", "kahan", "master"),
+}
+OPS = {
+    "adamw": ("adamw_",),
+    "adafactor": (
+        "adafactor_statistics",
+        "adafactor_finalise_",
+        "adafactor_update_sums",
+        "adafactor_apply_",
+    ),
+}
+PASSES = {
+    ("adamw_", 0): "step",
+    ("adafactor_statistics", 0): "statistics",
+    ("adafactor_statistics", 1): "fold",
+    ("adafactor_finalise_", 0): "finalise",
+    ("adafactor_update_sums", 0): "update_sums",
+    ("adafactor_apply_", 0): "apply",
+}
+"""(op, number of the launch in it) to the name of a pass."""
+
+RESIDENT = 4
+"""Blocks that the host device runs at once, where a test asks for no other number."""
+
+
+@dataclass
+class Trace:
+    """The accesses of one launch, in the order of its threads' turns."""
+
+    name: str
+    accesses: np.ndarray
+
+    def of(self, tensor: torch.Tensor) -> np.ndarray:
+        """Return the accesses to a tensor."""
+        first = tensor.data_ptr()
+        address = self.accesses["address"]
+        return self.accesses[(address >= first) & (address < first + tensor.nbytes)]
+
+
+def backend() -> Any:
+    """Return fused_optim.cuda over the host module, which is compiled where that wasn't done."""
+    tests = str(Path(__file__).resolve().parent.parent / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    import host_module
+
+    return host_module.backend()
+
+
+def bucket_of(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Bucket:
+    """Return a bucket of random tensors. Moments and statistics are those of some earlier step."""
+    dtype = getattr(torch, kind.dtype)
+    key = BucketKey(kind.op, torch.device("cpu"), dtype, kind.mode, kind.amsgrad, False)
+    if kind.op == "adamw":
+        rows: list[Any] = [AdamWRow()]
+    else:
+        flags = SCALE_PARAMETER if kind.scale_parameter else 0
+        rows = [AdafactorRow(b2=0.9, omb2=0.1, b1=0.9 * kind.beta1, flags=flags)]
+    return Bucket(key, [_entry(kind, shape) for shape in shapes], rows)
+
+
+def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
+    dtype = getattr(torch, kind.dtype)
+    param = torch.randn(shape).to(dtype)
+    entry = TensorEntry(param, torch.randn(shape).to(getattr(torch, kind.grad_dtype)))
+    state = getattr(torch, kind.state_dtype or "float32")
+    if kind.op == "adamw":
+        entry.exp_avg = torch.zeros(shape, dtype=state)
+        entry.exp_avg_sq = torch.rand(shape).to(state)
+        entry.max_exp_avg_sq = torch.rand(shape).to(state) if kind.amsgrad else None
+    else:
+        entry.exp_avg = torch.zeros(shape, dtype=state) if kind.beta1 else None
+        entry.exp_avg_sq = torch.rand(shape[:-1] if kind.factored else shape)
+        if kind.factored:
+            entry.max_exp_avg_sq = torch.rand(shape[:-2] + shape[-1:])
+    extra = extra_state(kind.mode, dtype)
+    entry.extra = torch.zeros(shape, dtype=extra[1]) if extra else None
+    return entry
+
+
+def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
+    """Run one step of a bucket on a device of ``resident`` blocks; return its launches."""
+    cuda = backend()
+    cuda._C.set_resident_blocks(resident)
+    found = []
+    try:
+        for op in OPS[bucket.key.op]:
+            cuda._C.take_counters()
+            cuda._C.take_trace(True)
+            getattr(cuda, op)(bucket, Launch())
+            accesses = np.frombuffer(cuda._C.take_trace(False), ACCESS)
+            accesses = accesses[np.argsort(accesses["turn"], kind="stable")]
+            for number in range(cuda._C.take_counters()["launches"]):
+                ours = accesses[accesses["launch"] == number]
+                found.append(Trace(PASSES[op, number], ours))
+    finally:
+        cuda._C.take_trace(False)
+        cuda._C.set_resident_blocks(RESIDENT)
+    return found
+
+
+def count(kind: Kind) -> dict[str, Any]:
+    """Return launches and, by pass and tensor, bytes loaded, stored and touched."""
+    large = ELEMENTWISE if kind.op == "adamw" else LARGE
+    shape = SMALL if kind.visited else large
+    if not kind.factored:
+        shape = (shape[0] * shape[1],)
+    bucket = bucket_of(kind, [shape])
+    entry, steps = bucket.entries[0], traces(bucket)
+    numel = entry.param.numel()
+    passes: dict[str, dict[str, list[int]]] = {}
+    for name in ("grad", "param", "extra", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        tensor = getattr(entry, name)
+        if tensor is None or tensor.numel() != numel:
+            continue
+        for step in steps:
+            found = step.of(tensor)
+            if len(found):
+                passes.setdefault(step.name, {})[name] = _bytes(found)
+    order = {step.name: passes[step.name] for step in steps if step.name in passes}
+    return {"parameters": numel, "launches": len(steps), "passes": order}
+
+
+def _bytes(found: np.ndarray) -> list[int]:
+    stores = found["stores"] == 1
+    # Accesses to one address are of one size, but for a tensor's tail: the largest covers them.
+    order = np.lexsort((-found["bytes"], found["address"]))
+    first = np.unique(found["address"][order], return_index=True)[1]
+    sizes = (found["bytes"][~stores].sum(), found["bytes"][stores].sum())
+    return [int(n) for n in (*sizes, found["bytes"][order][first].sum())]
+
+
+def kinds() -> Iterator[Kind]:
+    """Yield every kind that is counted."""
+    for dtype, modes in MODES.items():
+        grads = (dtype, "bfloat16" if dtype == "float32" else "float32")
+        for mode, grad in itertools.product(modes, grads):
+            for state, amsgrad in itertools.product(("float32", "bfloat16"), (False, True)):
+                yield Kind("adamw", dtype, grad, mode, state, amsgrad)
+            for scale, beta1, factored, visited in itertools.product((False, True), repeat=4):
+                for state in ("float32", "bfloat16") if beta1 else (None,):
+                    flags = {"scale_parameter": scale, "beta1": beta1}
+                    flags |= {"factored": factored, "visited": visited}
+                    yield Kind("adafactor", dtype, grad, mode, state, **flags)
+
+
+def clip_counts() -> dict[str, Any]:
+    """Return what the norm of AdamW's gradients takes, by their dtype."""
+    cuda, found, launches = backend(), {}, set()
+    for name in MODES:
+        bucket = bucket_of(Kind("adamw", grad_dtype=name), [ELEMENTWISE])
+        cuda._C.take_counters()
+        cuda.grad_square_sums(bucket, Launch())
+        counted = cuda._C.take_counters()
+        launches.add(counted["launches"])
+        moved = counted["bytes_loaded"] + counted["bytes_stored"]
+        found[name] = moved / bucket.entries[0].param.numel()
+    (number,) = launches
+    return {"launches": number, "bytes_per_parameter": found}
+
+
+def visit_limit() -> int:
+    """Return how many elements a tensor may have for one block to do all of Adafactor's stages.
+
+    To a power of two, of square matrices; 0 where there are no such tensors.
+    """
+    limit = 0
+    for bits in range(6, 19):
+        kind = Kind("adafactor", "bfloat16", "bfloat16", "split", None)
+        bucket = bucket_of(kind, [(1 << bits // 2, 1 << bits - bits // 2)])
+        steps = traces(bucket)
+        if any(len(s.of(bucket.entries[0].grad)) for s in steps if s.name != "apply"):
+            break
+        limit = 1 << bits
+    return limit
+
+
+def measure() -> dict[str, Any]:
+    """Return everything that the file of counts holds."""
+    torch.manual_seed(0)
+    from bench import walks
+
+    limit = visit_limit()
+    if limit >= math.prod(LARGE):
+        raise RuntimeError(
+            f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
+        )
+    return {
+        "clip": clip_counts(),
+        "visit_limit": limit,
+        "tiles": walks.measure(),
+        "rows": [row_of(kind, count(kind)) for kind in kinds()],
+    }

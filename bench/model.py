@@ -1,0 +1,220 @@
+"""Predicted times of a step, per GPU: ``python -m bench.model``. Nothing printed here is measured.
+
+Time is bytes of memory over the bandwidth of a copy, plus launches times what a launch adds. The
+bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`bench.dram`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import dram, gpus, model_tables, traffic
+from bench.gpus import GPUS, Gpu
+from bench.l2 import Walk
+from bench.shapes import SHAPES, Shapes, numel
+from bench.traffic import Kind, kind_of
+
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An optimizer with its options: what `bench` calls it, and what its kernels do."""
+
+    name: str
+    dtype: str
+    kind: Kind
+    clips: bool = False
+
+
+def _setups() -> dict[tuple[str, str], Setup]:
+    def setup(name: str, op: str, dtype: str, clips: bool = False, **options: Any) -> Setup:
+        return Setup(name, dtype, kind_of(op, SHORT[dtype], **options), clips)
+
+    found = [setup("torch_compat.AdamW", "adamw", "fp32")]
+    low = {"mode": "stochastic", "state_dtype": "bfloat16"}
+    found += [setup("torch_compat.AdamW", "adamw", dtype, **low) for dtype in ("bf16", "fp16")]
+    for dtype in SHORT:
+        found += [
+            setup("AdamW", "adamw", dtype),
+            setup("AdamW clipped", "adamw", dtype, clips=True),
+            setup("Adafactor", "adafactor", dtype, scale_parameter=True),
+            setup("Adafactor clipped", "adafactor", dtype, clips=True, scale_parameter=True),
+            setup("Adafactor T5", "adafactor", dtype),
+            setup("Adafactor beta1", "adafactor", dtype, scale_parameter=True, beta1=True),
+        ]
+    for mode in ("nearest", "stochastic", "kahan", "split", "master"):
+        moments = {"mode": mode, "state_dtype": "bfloat16"}
+        found += [
+            setup(f"AdamW {mode}", "adamw", "bf16", mode=mode),
+            setup(f"AdamW {mode} bf16-moments", "adamw", "bf16", **moments),
+            setup(f"Adafactor T5 {mode}", "adafactor", "bf16", mode=mode),
+        ]
+    return {(each.name, each.dtype): each for each in found}
+
+
+SETUPS = _setups()
+"""By name and dtype, as in the rows of a result file."""
+
+SHOWN = [
+    SETUPS[key]
+    for key in (
+        ("AdamW", "fp32"),
+        ("AdamW", "bf16"),
+        ("torch_compat.AdamW", "bf16"),
+        ("Adafactor", "bf16"),
+        ("Adafactor T5", "bf16"),
+        ("Adafactor T5 stochastic", "bf16"),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted step.
+
+    Attributes:
+        counted_bytes: per parameter, loaded and stored by the kernels.
+        dram_bytes: per parameter, from and to memory.
+        passes: the latter by pass.
+    """
+
+    setup: str
+    dtype: str
+    shapes: str
+    gpu: str
+    parameters: int
+    counted_bytes: float
+    dram_bytes: float
+    passes: dict[str, float]
+    launches: int
+    ms: float
+
+
+def launches(setup: Setup, shapes: Shapes) -> int:
+    """Return the launches of a step; a bucket whose tensors are all visited once has fewer."""
+    kinds = {dram.kind_of_tensor(setup.kind, shape) for shape in shapes}
+    if setup.kind.op == "adafactor" and all(kind.visited for kind in kinds):
+        return max(traffic.row(kind)["launches"] for kind in kinds)
+    return traffic.launches(setup.kind.op, clip=setup.clips)
+
+
+def predict(
+    setup: Setup,
+    shapes: Shapes,
+    gpu: Gpu,
+    name: str = "",
+    walks: Mapping[str, Walk] | None = None,
+) -> Prediction:
+    """Predict a step on tensors of one dtype; ``walks`` as in `bench.dram.adafactor`."""
+    total = numel(shapes)
+    if setup.kind.op == "adamw":
+        counted = float(traffic.moved(setup.kind) * total)
+        passes = {"step": counted}
+    else:
+        kinds = [(dram.kind_of_tensor(setup.kind, s), numel([s])) for s in shapes]
+        counted = sum(traffic.moved(kind) * elements for kind, elements in kinds)
+        blocks = gpu.processors * gpus.BLOCKS_PER_SM
+        capacity = gpu.l2_bytes * gpus.L2_SHARE
+        passes = dram.adafactor(setup.kind, shapes, blocks, capacity, walks)
+    if setup.clips and (norm := traffic.clip_bytes(setup.kind)):
+        passes = {"norm": norm * total, **passes}
+        counted += norm * total
+    bytes_moved = sum(passes.values())
+    number = launches(setup, shapes)
+    ms = bytes_moved / gpu.copy_gb_per_s / 1e6 + number * gpus.LAUNCH_US / 1e3
+    return Prediction(
+        *(setup.name, setup.dtype, name, gpu.name, total),
+        counted_bytes=counted / total,
+        dram_bytes=bytes_moved / total,
+        passes={key: value / total for key, value in passes.items()},
+        launches=number,
+        ms=ms,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured row beside its prediction; ``predicted_ms`` is None where ``why`` says why."""
+
+    setup: str
+    dtype: str
+    shapes: str
+    measured_ms: float
+    predicted_ms: float | None
+    why: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over predicted: 1 where the model is right, above where it is too hopeful."""
+        return None if self.predicted_ms is None else self.measured_ms / self.predicted_ms
+
+
+def compare(path: Path) -> list[Comparison]:
+    """Return this package's rows of a result file of ``python -m bench``, with predictions.
+
+    The file's own copy bandwidth, L2 and SMs take the place of the table's.
+    """
+    data = json.loads(Path(path).read_text())
+    gpu = gpus.measured(data["machine"], data["copy"])
+    found = []
+    for row in data["rows"]:
+        if row["source"] != "fused_optim" or row["backend"] == "eager":
+            continue
+        key = (row["optimizer"], row["dtype"], row["shapes"])
+        setup, shapes = SETUPS.get(key[:2]), SHAPES.get(row["shapes"])
+        why = [
+            f"no {what}"
+            for what, there in (("such GPU", gpu), ("such setup", setup), ("such shapes", shapes))
+            if there is None
+        ]
+        ms = None if why else predict(setup, shapes, gpu).ms
+        found.append(Comparison(*key, row["ms"], ms, ", ".join(why)))
+    return found
+
+
+def predictions(chosen: Sequence[str], names: Sequence[str]) -> list[Prediction]:
+    """Return the shown setups on lists of shapes and GPUs, by their names."""
+    return [
+        predict(setup, SHAPES[shapes], GPUS[gpu], shapes)
+        for shapes in names
+        for setup in SHOWN
+        for gpu in chosen
+    ]
+
+
+def write_docs() -> None:
+    """Bring the tables of docs/traffic_model.md up to the committed counts."""
+    model_tables.PAGE.write_text(model_tables.with_tables(model_tables.PAGE.read_text()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print predictions, or how measurements compare with them."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model")
+    parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS), metavar="GPU")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="LIST")
+    parser.add_argument("--json", type=Path, help="write the predictions and their inputs here")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="written by `python -m bench`")
+    parser.add_argument("--docs", action="store_true", help="rewrite docs/traffic_model.md")
+    options = parser.parse_args(arguments)
+    if options.docs:
+        write_docs()
+    elif options.compare:
+        model_tables.print_comparison(compare(options.compare))
+    else:
+        found = predictions(options.gpus, options.shapes)
+        model_tables.print_predictions(found)
+        if options.json:
+            rows = [dataclasses.asdict(each) for each in found]
+            text = json.dumps({"predicted": True, "inputs": model_tables.inputs(), "rows": rows})
+            options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The model's tables: on the terminal, and in docs/traffic_model.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import dram, gpus, traffic
+from bench.l2 import Walk
+
+if TYPE_CHECKING:
+    from bench.model import Comparison, Prediction
+
+PAGE = Path(__file__).parent.parent / "docs" / "traffic_model.md"
+DOCUMENTED = ("one-16M", "gpt2-124M")
+"""The lists of shapes that the page shows."""
+
+PARAMETERS = ("param", "extra")
+WALKS: dict[str, tuple[Mapping[str, Walk], Collection[str]]] = {
+    "forwards": (dram.FORWARDS, ()),
+    "tiles back": (dram.TILES_BACK, ()),
+    "back and forth": (dram.BACK_AND_FORTH, ()),
+    "back and forth, parameters streamed": (dram.BACK_AND_FORTH, PARAMETERS),
+}
+"""Ways to walk, each with what is kept out of L2."""
+
+MATRICES = ((512, 1024), (2048, 4096), (4096, 4096), (4096, 8192), (8192, 16384), (16384, 32768))
+"""From 1 MiB to 1 GiB in bfloat16."""
+
+WALKED_ON = "H200"
+
+
+def inputs() -> dict[str, Any]:
+    """Return what predictions rest on besides the counts."""
+    return {
+        "gpus": [dataclasses.asdict(gpu) for gpu in gpus.GPUS.values()],
+        "l2_share": gpus.L2_SHARE,
+        "launch_us": gpus.LAUNCH_US,
+        "blocks_per_sm": gpus.BLOCKS_PER_SM,
+        "visit_limit": traffic.counts()["visit_limit"],
+    }
+
+
+def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def gpu_table() -> str:
+    """Return the inputs, as Markdown."""
+    head = ("GPU", "data sheet, GB/s", "copy, GB/s", "the copy is", "SMs", "L2, MiB")
+    rows = [
+        (
+            *(gpu.name, f"{gpu.datasheet_gb_per_s:,.0f}", f"{gpu.copy_gb_per_s:,.0f}"),
+            *(gpu.copy_source, str(gpu.processors), str(gpu.l2_bytes >> 20)),
+        )
+        for gpu in gpus.GPUS.values()
+    ]
+    return _markdown(head, rows)
+
+
+def prediction_table() -> str:
+    """Return predicted milliseconds, as Markdown."""
+    from bench.model import predictions
+
+    head = ("setup", "shapes", "counted", *(f"{name}, ms" for name in gpus.GPUS))
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for each in predictions(list(gpus.GPUS), DOCUMENTED):
+        key = (f"{each.setup}, {each.dtype}", each.shapes, f"{each.counted_bytes:.2f}")
+        lines.setdefault(key, []).append(f"{each.ms:.3f}")
+    return _markdown(head, ([*key, *times] for key, times in lines.items()))
+
+
+def walk_table() -> str:
+    """Return bytes of memory per parameter by walk and size of a matrix, as Markdown."""
+    gpu = gpus.GPUS[WALKED_ON]
+    kind = traffic.kind_of("adafactor", "bfloat16", mode="stochastic")
+    blocks, capacity = gpu.processors * gpus.BLOCKS_PER_SM, gpu.l2_bytes * gpus.L2_SHARE
+    head = ("bfloat16 matrix", *WALKS)
+    rows = []
+    for shape in MATRICES:
+        size = shape[0] * shape[1]
+        cells: list[str] = []
+        for walks, streamed in WALKS.values():
+            moved = dram.adafactor(kind, [shape], blocks, capacity, walks, streamed)
+            each = {name: f"{value / size:.2f}" for name, value in moved.items()}
+            parts = " + ".join(each[name] for name in ("statistics", "update_sums", "apply"))
+            cells.append(f"{parts} = {sum(moved.values()) / size:.2f}")
+        rows.append((f"{shape[0]:,} by {shape[1]:,} ({2 * size >> 20} MiB)", *cells))
+    return _markdown(head, rows)
+
+
+def with_tables(page: str) -> str:
+    """Return the page with its tables brought up to the counts."""
+    tables = {"gpus": gpu_table, "predictions": prediction_table, "walks": walk_table}
+    for name, table in tables.items():
+        block = re.compile(rf"(?<=<!-- {name}:begin -->\n).*?(?=<!-- {name}:end -->)", re.DOTALL)
+        if not block.search(page):
+            raise ValueError(f"{PAGE} has no place for the table {name!r}: <!-- {name}:begin -->")
+        text = table()
+        page = block.sub(lambda _, text=text: text, page)
+    return page
+
+
+def print_predictions(found: Iterable[Prediction]) -> None:
+    """Print predictions and what they rest on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="predicted, not measured", caption=_caption(), caption_justify="left")
+    for column in ("shapes", "setup", "GPU"):
+        table.add_column(column)
+    for column in ("counted B/param", "memory B/param", "launches", "predicted ms"):
+        table.add_column(column, justify="right")
+    for each in found:
+        figures = (f"{each.counted_bytes:.2f}", f"{each.dram_bytes:.2f}")
+        setup = f"{each.setup}, {each.dtype}"
+        table.add_row(
+            *(each.shapes, setup, each.gpu, *figures, str(each.launches), f"{each.ms:.3f}")
+        )
+    Console().print(table)
+
+
+def _caption() -> str:
+    copies = ", ".join(f"{g.name} {g.copy_gb_per_s:,.0f} GB/s" for g in gpus.GPUS.values())
+    return (
+        f"Inputs: copy bandwidth {copies}; {gpus.L2_SHARE:.0%} of L2 kept between passes; "
+        f"{gpus.LAUNCH_US:g} us a launch. bench/gpus.py says where they are from."
+    )
+
+
+def print_comparison(found: list[Comparison]) -> None:
+    """Print measured rows beside their predictions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not found:
+        console.print("the file has no measured rows of this package's CUDA or Triton kernels")
+        return
+    table = Table(title="measured beside predicted")
+    for column in ("shapes", "setup"):
+        table.add_column(column)
+    for column in ("measured ms", "predicted ms", "measured/predicted"):
+        table.add_column(column, justify="right")
+    for each in found:
+        both = (each.why, "")
+        if each.ratio is not None:
+            both = (f"{each.predicted_ms:.3f}", f"{each.ratio:.2f}")
+        table.add_row(each.shapes, f"{each.setup}, {each.dtype}", f"{each.measured_ms:.3f}", *both)
+    console.print(table)

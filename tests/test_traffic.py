@@ -1,0 +1,159 @@
+"""The committed counts, the times predicted from them, and the page that shows both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bench_package  # noqa: F401
+import pytest
+import torch
+
+from bench import gpus, model, model_tables, traffic
+from bench.shapes import SHAPES
+
+H200 = gpus.GPUS["H200"]
+BF16, FP32 = torch.bfloat16, torch.float32
+ROW = {"optimizer": "AdamW", "source": "fused_optim", "backend": "cuda", "dtype": "bf16"}
+ROW |= {"shapes": "one-16M", "ms": 0.2}
+MACHINE = {"gpu": "NVIDIA H200", "multiprocessors": 132, "l2_bytes": 1 << 30}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mode", "state", "expected"),
+    [
+        (FP32, "none", FP32, 28),
+        (BF16, "nearest", FP32, 22),
+        (BF16, "split", FP32, 26),
+        (BF16, "split", BF16, 18),
+        (BF16, "stochastic", BF16, 14),
+    ],
+)
+def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: int) -> None:
+    assert traffic.bytes_per_parameter("adamw", dtype, dtype, mode, state) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale_parameter", "expected"),
+    [
+        ("stochastic", False, 10),
+        ("stochastic", True, 12),
+        ("split", False, 14),
+        ("split", True, 18),
+    ],
+)
+def test_adafactor_moves_what_it_must(mode: str, scale_parameter: bool, expected: int) -> None:
+    flags = {"scale_parameter": scale_parameter}
+    assert traffic.bytes_per_parameter("adafactor", BF16, BF16, mode, **flags) == expected
+
+
+def test_flags_add_their_bytes() -> None:
+    per = traffic.bytes_per_parameter
+    assert per("adamw", "float32", amsgrad=True) == 28 + 8
+    assert per("adamw", "bfloat16") == 26  # split is its default
+    assert per("adamw", "float16") == 2 + 2 * 2 + 2 * 4 + 2 * 8
+    assert per("adamw", "bfloat16", "float32", "nearest") == 22 + 2
+    assert per("adamw", "float32", clip=True) == 28 + 4
+    assert per("adafactor", "float32") == 3 * 4 + 8
+    assert per("adafactor", "float32", beta1=True, state_dtype="bfloat16") == 20 + 4
+    assert per("adafactor", "float32", clip=True) == 20
+
+
+def test_what_was_not_counted_is_none() -> None:
+    assert traffic.bytes_per_parameter("adamw", "float64") is None
+    assert traffic.bytes_per_parameter("adamw", "bfloat16", "float16") is None
+    with pytest.raises(ValueError, match="'sgd'"):
+        traffic.launches("sgd")
+
+
+def test_launches() -> None:
+    assert traffic.launches("adamw") == 1
+    assert traffic.launches("adamw", clip=True) == 3
+    assert traffic.launches("adafactor") == traffic.launches("adafactor", clip=True) <= 5
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="format 0"):
+        traffic.counts(tmp_path / "old.json")
+
+
+def test_adamw_takes_as_long_as_its_bytes() -> None:
+    made = model.predict(model.SETUPS["AdamW", "fp32"], SHAPES["one-16M"], H200)
+    bytes_moved = 28 * 4096 * 4096
+    expected = bytes_moved / (H200.copy_gb_per_s * 1e6) + gpus.LAUNCH_US / 1e3
+    assert made.ms == pytest.approx(expected)
+    assert made.dram_bytes == made.counted_bytes == 28
+    clipped = model.predict(model.SETUPS["AdamW clipped", "fp32"], SHAPES["one-16M"], H200)
+    assert clipped.counted_bytes == 32
+    assert clipped.launches == 3
+
+
+def test_l2_saves_adafactor_bytes() -> None:
+    """8 MiB of gradients fit an H200's L2 with their parameters, 512 MiB don't."""
+    setup = model.SETUPS["Adafactor T5 stochastic", "bf16"]
+    small, large = (model.predict(setup, [(n, n)], H200) for n in (2048, 16384))
+    assert (small.counted_bytes, large.counted_bytes) == (10, 10)
+    assert small.dram_bytes == 6
+    assert 9 < large.dram_bytes <= 10
+
+
+def test_every_setup_was_counted() -> None:
+    for setup in model.SETUPS.values():
+        made = model.predict(setup, [(256, 256), (300, 500), (100,), (200_000,)], H200)
+        assert 0 < made.dram_bytes <= made.counted_bytes
+
+
+def test_every_gpu_says_where_its_copy_is_from() -> None:
+    assert all(0.85 < g.copy_gb_per_s / g.datasheet_gb_per_s < 0.95 for g in gpus.GPUS.values())
+    seen = {g.name for g in gpus.GPUS.values() if "seen" in g.copy_source}
+    assert seen == set(gpus.SEEN_COPIES)
+
+
+def result_file(path: Path, rows: list, copy: dict | None = None) -> Path:
+    path.write_text(json.dumps({"machine": MACHINE, "copy": copy, "rows": rows}))
+    return path
+
+
+def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
+    copy = {"gb_per_s": 2000.0}
+    (found,) = model.compare(result_file(tmp_path / "r.json", [ROW], copy))
+    expected = 26 * 4096 * 4096 / 2e9 + gpus.LAUNCH_US / 1e3
+    assert found.predicted_ms == pytest.approx(expected)
+    assert found.ratio == pytest.approx(0.2 / expected)
+
+
+def test_the_machines_own_cache_counts(tmp_path: Path) -> None:
+    row = ROW | {"optimizer": "Adafactor T5 stochastic", "shapes": "gpt2-124M"}
+    (large,) = model.compare(result_file(tmp_path / "r.json", [row]))
+    setup = model.SETUPS["Adafactor T5 stochastic", "bf16"]
+    assert large.predicted_ms < model.predict(setup, SHAPES["gpt2-124M"], H200).ms
+
+
+def test_what_can_not_be_predicted_says_why(tmp_path: Path, capsys) -> None:
+    rows = [ROW | {"optimizer": "AdamW sideways"}, ROW | {"shapes": "none"}]
+    rows += [ROW | {"backend": "eager"}, ROW | {"source": "torch", "backend": None}]
+    path = result_file(tmp_path / "r.json", rows)
+    assert [each.why for each in model.compare(path)] == ["no such setup", "no such shapes"]
+    model.main(["--compare", str(path)])
+    assert "no such setup" in capsys.readouterr().out
+
+
+def test_a_file_without_measurements_says_so(tmp_path: Path, capsys) -> None:
+    model.main(["--compare", str(result_file(tmp_path / "r.json", []))])
+    assert "no measured rows" in capsys.readouterr().out
+
+
+def test_predictions_are_labelled(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "predicted.json"
+    model.main(["--gpus", "H200", "--shapes", "one-16M", "--json", str(path)])
+    assert "predicted, not measured" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    assert data["predicted"] is True
+    assert data["inputs"]["l2_share"] == gpus.L2_SHARE
+    assert len(data["rows"]) == len(model.SHOWN)
+
+
+def test_the_page_shows_the_committed_counts() -> None:
+    page = model_tables.PAGE.read_text()
+    assert model_tables.with_tables(page) == page

@@ -1,0 +1,89 @@
+"""The committed counts and the model's walks, against kernels that run on the host."""
+
+from __future__ import annotations
+
+import bench_package  # noqa: F401
+import host_module  # noqa: F401  skips where there is no compiler
+import numpy as np
+import pytest
+
+from bench import dram, host_counts, l2, traffic, walks
+from bench.traffic import Kind
+
+KIND = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
+STEP = 2048  # elements that a block touches at once: 8 warps of 256
+KINDS = [
+    Kind("adamw"),
+    Kind("adamw", "bfloat16", "float32", "split", "bfloat16", amsgrad=True),
+    Kind("adafactor", "bfloat16", "bfloat16", "split", None, scale_parameter=True),
+    Kind("adafactor", "float16", "float32", "master", "bfloat16", beta1=True),
+    Kind("adafactor", "float32", "float32", "none", None, factored=False),
+    Kind("adafactor", "bfloat16", "bfloat16", "kahan", None, visited=True),
+]
+AGAIN = "the kernels changed: run `python -m bench.traffic`"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.op}-{k.dtype}-{k.mode}")
+def test_counting_again_gives_the_committed_row(kind: Kind) -> None:
+    assert host_counts.count(kind) == {k: traffic.row(kind)[k] for k in host_counts.count(kind)}, (
+        AGAIN
+    )
+
+
+def test_every_kind_is_in_the_file() -> None:
+    assert {Kind(**row["kind"]) for row in traffic.counts()["rows"]} == set(host_counts.kinds())
+
+
+def test_clipping_tiles_and_visits_are_the_committed_ones(monkeypatch) -> None:
+    counts = traffic.counts()
+    assert host_counts.clip_counts() == counts["clip"], AGAIN
+    assert host_counts.visit_limit() == counts["visit_limit"], AGAIN
+    monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
+    found = walks.measure()
+    assert found["sizes"] == counts["tiles"]["sizes"][:1], AGAIN
+    assert found["walks"] == counts["tiles"]["walks"], AGAIN
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 5, 16])
+def test_blocks_touch_memory_in_the_models_order(blocks: int) -> None:
+    """A matrix of 256 columns has tiles of 256 rows, one below the other."""
+    bucket = host_counts.bucket_of(KIND, [(12 * 256, 256)])
+    grad = bucket.entries[0].grad
+    for trace in host_counts.traces(bucket, blocks):
+        found = trace.of(grad)
+        if len(found) == 0:
+            continue
+        index = (found["address"] - grad.data_ptr()) // 2
+        tile, row = index // 65536, index // 256 % 256
+        granule = tile * 32 + row % 32  # each of 8 warps walks down 32 rows of its own
+        sequences = [_first_seen(granule[found["block"] == block]) for block in range(blocks)]
+        longest = max(len(each) for each in sequences)
+        lockstep = [s[turn] for turn in range(longest) for s in sequences if turn < len(s)]
+        walk = dram.counted_walks()[trace.name]
+        assert lockstep == l2.order(np.full(12, 32), l2.Grid(blocks, walk)).tolist(), trace.name
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8, 1.1, 2.5])
+def test_lines_of_the_kernels_miss_as_the_models_granules(share: float) -> None:
+    """The traced addresses, replayed in lines of 128 bytes through the same cache."""
+    shape, blocks = (1024, 512), 3
+    bucket = host_counts.bucket_of(KIND, [shape])
+    entry = bucket.entries[0]
+    capacity = share * entry.grad.nbytes
+    expected = dram.adafactor(KIND, [shape], blocks, capacity, granule=STEP)
+    cache = l2.Lru(capacity)
+    for trace in host_counts.traces(bucket, blocks):
+        accesses = np.concatenate([trace.of(entry.grad), trace.of(entry.param)])
+        if len(accesses) == 0:
+            continue
+        accesses = accesses[np.lexsort((accesses["block"], accesses["turn"]))]
+        lines = _first_seen(accesses["address"] // 128)
+        missed = sum(not cache.touch(line, 128) for line in lines)
+        stored = accesses["bytes"][accesses["stores"] == 1].sum()
+        assert 128 * missed + stored == pytest.approx(expected[trace.name], rel=0.05), trace.name
+
+
+def _first_seen(values: np.ndarray) -> list[int]:
+    """Return the distinct values in the order of their first appearance."""
+    first = np.unique(values, return_index=True)[1]
+    return values[np.sort(first)].tolist()
