@@ -28,32 +28,33 @@ END_S = 15.0  # that a measuring process has left to end by itself
 
 PARITY = ("parity_adamw", "parity_adafactor", "low_precision", "stochastic_rounding", "golden")
 PARITY += ("clipping", "unscaling", "zero_updates", "external_writes", "adversarial")
+_EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
+
 _PARITY_FILES = tuple(str(ROOT / "tests" / f"test_{name}.py") for name in PARITY)
 
 
-def tests(name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any):
+def tests(
+    name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any
+) -> Stage:
     """Return a stage that runs pytest over files of tests/, or with other arguments."""
+    dist = more.pop("dist", "load")
+    rehearsed = more.pop("rehearsed", arguments)
 
     def command(context: Context) -> list[str]:
         packages = context.found.get("packages", {})
         if not packages.get("pytest"):
             raise Skip("pytest is not installed")
-        options: list[str] = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
-        if packages.get("pytest-timeout"):
-            options += ["--timeout", "180"]
-        if not packages.get("pytest-xdist"):
-            return _pytest(context, name, options)
-        if context.device == "cuda":  # each worker has a context on the one GPU
-            options += ["-n", str(max(1, min(12, context.found["cores"] - 2))), "--dist", "load"]
-        else:
-            options += ["-p", "no:xdist"]
-        return _pytest(context, name, options)
+        options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider"]
+        options += arguments if context.device == "cuda" else rehearsed
+        options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
+        if packages.get("pytest-xdist"):
+            # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
+            workers = max(1, min(12, context.found["cores"] - 2))
+            on_gpu = context.device == "cuda"
+            options += ["-n", str(workers), "--dist", dist] if on_gpu else ["-p", "no:xdist"]
+        return module(context.python, "bench.gpu_check_pytest", context.record(name), *options)
 
     return Stage(name, title, *seconds, command, collect_tests, **more)
-
-
-def _pytest(context: Context, stage: str, options: list[str]) -> list[str]:
-    return module(context.python, "bench.gpu_check_pytest", context.record(stage), *options)
 
 
 def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected:
@@ -69,15 +70,18 @@ def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected
 def parity(backend: str, expected_s: float) -> Stage:
     """Return the stage of the tests that every backend must pass, over one backend."""
     variables = {"FUSED_OPTIM_TEST_BACKEND": backend}
-    title = f"the parity tests over {backend}"
-    return tests(f"tests-{backend}", title, (expected_s, 400), *_PARITY_FILES, variables=variables)
+    name, title = f"tests-{backend}", f"the parity tests over {backend}"
+    some = _PARITY_FILES[PARITY.index("golden") :][:1]
+    return tests(
+        name, title, (expected_s, 400), *_PARITY_FILES, rehearsed=some, variables=variables
+    )  # fmt: skip
 
 
 def bench(name: str, expected_s: float, limit_s: float, *arguments: str, **more: bool) -> Stage:
     """Return a stage that runs the benchmarks."""
 
     def command(context: Context) -> list[str]:
-        rehearsal = "--parts ratios --shapes tiny-1000 --only torch_compat.Adam --rounds 3"
+        rehearsal = "--parts ratios --shapes smoke --only torch_compat.Adam --rounds 3"
         words = arguments if context.device == "cuda" else (*rehearsal.split(), "--warm-up", "0")
         return module(context.python, "bench", *_figures(context, name), *words)
 
@@ -115,8 +119,8 @@ def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collect
 def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
-    curves = ROOT / "bench" / "results" / "precision_curves.json"
-    words = ["--curves", curves] if curves.exists() else []
+    curves = sorted((ROOT / "bench" / "results").glob("*/precision_curves.json"))
+    words = ["--curves", curves[0]] if curves else []
     return module(context.python, "bench.report_html", context.results, context.out, *words)
 
 
@@ -139,7 +143,7 @@ STAGES: tuple[Stage, ...] = (
     sanitizer("racecheck", "triton"),
     Stage("large", "tensors beyond 2^31 elements", 40, 180, large_command, collect_record),
     Stage("sweep", "cost by size and count", 90, 240, sweep_command, collect_figures),
-    tests("tests-all", "the whole suite", (200, 540)),
+    tests("tests-all", "the whole suite", (200, 540), dist="loadfile", variables=_EAGER),
     bench("bench-full", 900, 1800, "--full", full_only=True),
     Stage("report", "pictures and report", 25, 120, report_command, collect_report),
 )

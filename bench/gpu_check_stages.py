@@ -65,6 +65,8 @@ class Context:
         """Return the variables of a stage: the build, then the checkout for ``bench``."""
         hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+        if self.device == "cpu":  # no kernels are built for a CPU
+            more = {k: v for k, v in more.items() if k != "FUSED_OPTIM_TEST_BACKEND"}
         path = os.pathsep.join([str(self.site), str(ROOT)])
         return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 

@@ -1,8 +1,7 @@
-"""Pictures made of lines: bandwidth, cost by size and count, and loss curves."""
+"""Pictures made of lines: bandwidth, and cost by size and count."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -10,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from bench import style
 from bench.goals import GOALS
@@ -181,49 +180,3 @@ def _milliseconds(ms: float) -> str:
     if ms >= 1000:
         return f"{ms / 1000:g} s"
     return f"{ms:g} ms" if ms >= 1 else f"{1000 * ms:g} µs"
-
-
-# --- losses ---------------------------------------------------------------------------------------
-
-
-def curves(data: dict[str, Any], theme: Theme) -> Figure | None:
-    """Draw losses over steps, a line per run.
-
-    Args:
-        data: ``{"runs": [{"name", "steps": [...], "losses": [...]}]}``, and a "title" and a
-            "subtitle" if there are.
-        theme: the colours.
-    """
-    runs = [run for run in data["runs"] if run["steps"]]
-    if not runs:
-        return None
-    figure, (axes,) = panels(1, 5.3, theme)
-    style.frame(axes, theme, "Training loss, smoothed", "y")
-    ends = []
-    for number, run in enumerate(runs[: len(style.LINES)]):
-        color = style.LINES[number]
-        losses = smoothed(run["losses"])
-        axes.plot(run["steps"], losses, color=color, lw=1.8)
-        if math.isfinite(losses[-1]):
-            ends.append((run["steps"][-1], losses[-1], f"{run['name']}  {losses[-1]:.3f}", color))
-    every = [x for run in runs for x in smoothed(run["losses"]) if math.isfinite(x)]
-    first = [smoothed(run["losses"])[0] for run in runs]
-    axes.set_ylim(min(every) * 0.97, max(x for x in (*first, *every) if math.isfinite(x)) * 1.01)
-    axes.set_xlim(min(run["steps"][0] for run in runs), max(run["steps"][-1] for run in runs))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel("step", color=theme.muted, size=9.5)
-    style.label_ends(axes, ends, 0.065)
-    title = data.get("title", "Loss by precision mode")
-    style.titles(figure, theme, title, data.get("subtitle", "Same initial weights, same batches."))
-    return figure
-
-
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Return a running mean over about a fiftieth of the run, which starts at the first loss."""
-    keep = 1 - 1 / max(1.0, len(losses) / 50)
-    total = weight = 0.0
-    result = []
-    for loss in losses:
-        total, weight = keep * total + loss, keep * weight + 1
-        result.append(total / weight)
-    return result

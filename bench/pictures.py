@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import picture_bars, picture_lines, style
+from bench import picture_bars, picture_curves, picture_lines, style
 from bench.results import Results, load
 
 Draw = Callable[[Results, style.Theme], Figure | None]
@@ -35,7 +35,7 @@ def draw_all(
 
     Args:
         results: what was measured.
-        curves: losses by precision mode, as `picture_lines.curves` takes them, or None.
+        curves: losses by precision mode, as `picture_curves.curves` takes them, or None.
         theme: the colours.
     """
     drawn: dict[str, Figure | None] = {}
@@ -43,7 +43,7 @@ def draw_all(
         for name, (_, draw) in PICTURES.items():
             drawn[name] = draw(results, theme)
         if curves is not None:
-            drawn["curves"] = picture_lines.curves(curves, theme)
+            drawn["curves"] = picture_curves.curves(curves, theme)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

@@ -2,7 +2,8 @@
 
 Two sweeps: ten million parameters split into 1 to 10,000 tensors, and 16 tensors of 10 thousand to
 10 billion parameters together, as far as memory goes. Lists grow from the cheapest to the dearest,
-so that a run that is out of time has the lines' beginnings.
+so that a run that is out of time has the lines' beginnings. Before them, on a GPU, the memory that
+every optimizer takes, all in this process: the allocator counts exactly there.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 
 import torch
 
+from bench import memory
 from bench.session import Session
-from bench.setups import SETUPS
+from bench.setups import SETUPS, Setup
+from bench.subject import Subject, free
 from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, names_of
 
 TENSORS = 16
 PARAMETERS = 10_000_000
+MEMORY_LIST = "gpt2-124M"
 MOST = {"cpu": 10**8, "cuda": 10**10}
 
 # What is swept, with its dtype. The slow ones are left out of lists that take them minutes.
@@ -55,13 +59,29 @@ def lists(device: str, quick: bool) -> list[str]:
 
 def sweep(session: Session, setups: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
     """Measure every list with every setup, all setups of one list before the next list."""
-    session.measure_copy()
     for name in names:
         for setup, dtype in setups:
             case = f"{setup}, {name}, {dtype}"
             measure = functools.partial(session.measure_row, SETUPS[setup], name, dtype)
             done = session.attempt(case, (SETUPS[setup],), measure)
             print(f"{case}: {'measured' if done else session.results.missing[-1].why}", flush=True)
+
+
+def memory_table(session: Session) -> None:
+    """Measure the memory of every setup, without a process for each, which takes seconds."""
+    for setup in SETUPS.values():
+        for dtype in setup.dtypes:
+            if dtype == "fp16" or not session.works(setup, dtype):
+                continue
+            case = f"memory of {setup.name}, {MEMORY_LIST}, {dtype}"
+            session.attempt(case, (setup,), functools.partial(_memory, session, setup, dtype))
+            free()
+
+
+def _memory(session: Session, setup: Setup, dtype: str) -> None:
+    subject = Subject(setup, MEMORY_LIST, dtype, session.device)
+    session.results.memory.append(memory.measure(subject, MEMORY_LIST))
+    session.save()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,6 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(kind)
     session = Session(device, rounds, json=options.json, deadline=deadline, warm_up=0.05)
     names = [n for n in lists(kind, options.quick) if _parameters(n) <= options.most]
+    session.measure_copy()
+    if kind == "cuda":
+        memory_table(session)
     sweep(session, QUICK if options.quick else SETUPS_SWEPT, names)
     for failure in session.failures:
         print(f"FAILED  {failure}")

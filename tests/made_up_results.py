@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import bench_package  # noqa: F401
+
 from bench import checks
 from bench.pairs import PAIRS
 from bench.results import Copy, Machine, Memory, Missing, Ratio, Results, Row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -13,18 +12,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_package  # noqa: F401
+import made_up_results as made_up
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # importing bench takes it away again
-check = importlib.import_module("bench.gpu_check")
-engine = importlib.import_module("bench.gpu_check_engine")
-figures = importlib.import_module("bench.gpu_check_figures")
-plan = importlib.import_module("bench.gpu_check_plan")
-record = importlib.import_module("bench.gpu_check_record")
-stages = importlib.import_module("bench.gpu_check_stages")
-summary = importlib.import_module("bench.gpu_check_summary")
-made_up = importlib.import_module("made_up_results")
+from bench import ROOT
+from bench import gpu_check as check
+from bench import gpu_check_engine as engine
+from bench import gpu_check_figures as figures
+from bench import gpu_check_plan as plan
+from bench import gpu_check_probe as probe
+from bench import gpu_check_record as record
+from bench import gpu_check_stages as stages
 
 PASS = "print('all is well')"
 
@@ -64,19 +63,21 @@ def test_a_failing_stage_is_named_and_the_next_one_runs(tmp_path: Path, capsys) 
     assert "about to fail" in page(tmp_path)
 
 
-def test_a_stage_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_a_stage_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check, "SHORTEST_S", 1.0)
     marker = tmp_path / "child"
-    child = f"import time; time.sleep(6); open({str(marker)!r}, 'w')"
+    child = f"import time; time.sleep(9); open({str(marker)!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
     begin = time.monotonic()
     status, kept = call(
-        tmp_path, stage("hangs", code + "print('here', flush=True); time.sleep(60)", 1.5), stage("fine", PASS)
-    )  # fmt: skip
-    assert time.monotonic() - begin < 20
+        tmp_path,
+        stage("hangs", code + "print('here', flush=True); time.sleep(60)", 3),
+        stage("fine", PASS),
+    )
     assert (status, kept.stages["hangs"].status) == (1, "timeout")
     assert kept.stages["hangs"].tail == ["here"]
     assert kept.stages["fine"].status == "passed"
-    time.sleep(max(0.0, begin + 8 - time.monotonic()))
+    time.sleep(max(0.0, begin + 11 - time.monotonic()))
     assert not marker.exists()
 
 
@@ -264,7 +265,7 @@ def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
     [
         ("========= ERROR SUMMARY: 0 errors\n", 0, "passed"),
         ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", 0, "passed"),
-        ("========= Invalid __global__ read of size 4\n========= ERROR SUMMARY: 2 errors\n", 86, "failed"),
+        ("========= Invalid read\n========= ERROR SUMMARY: 2 errors\n", 86, "failed"),
         ("========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)\n", 86, "failed"),
         ("========= COMPUTE-SANITIZER\n========= Error: Device not supported\n", 1, "skipped"),
         ("========= ERROR SUMMARY: 0 errors\nFAILED AdamW\n", 1, "failed"),
@@ -309,7 +310,7 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys) -> None:
 def test_the_build_under_test_comes_before_the_checkout(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FUSED_OPTIM_BACKEND", "eager")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    where = context(tmp_path)
+    where = context(tmp_path, "cuda")
     variables = where.environment(FUSED_OPTIM_TEST_BACKEND="cuda")
     assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT)]
     assert "FUSED_OPTIM_BACKEND" not in variables and "TRITON_INTERPRET" not in variables
@@ -343,8 +344,6 @@ def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Pat
 
 
 def test_a_hanging_tool_is_no_hang_of_the_probe(monkeypatch) -> None:
-    probe = importlib.import_module("bench.gpu_check_probe")
-
     def hangs(*_, **options):
         raise subprocess.TimeoutExpired("nvidia-smi", options["timeout"])
 
