@@ -25,6 +25,9 @@ def build(site: Path, architecture: str | None) -> dict[str, Any]:
     request = {"FUSED_OPTIM_CUDA": "1" if architecture else "0"}
     if architecture:
         request["FUSED_OPTIM_CUDA_ARCHS"] = architecture
+        usual = Path("/usr/local/cuda")  # which users rarely have on PATH
+        if not shutil.which("nvcc") and (usual / "bin" / "nvcc").exists():
+            request["CUDA_HOME"] = os.environ.get("CUDA_HOME", str(usual))
     begin = time.monotonic()
     done = _setup(site, request)
     seconds = time.monotonic() - begin

@@ -53,9 +53,7 @@ def test_the_worker_counts_and_writes(tmp_path: Path, small: None) -> None:
     assert "0 of 20 cases, for want of time" in (tmp_path / "record.json").read_text()
 
 
-def test_a_wrong_kernel_is_a_failure_with_its_case(
-    tmp_path: Path, small: None, monkeypatch
-) -> None:
+def test_a_wrong_kernel_is_a_failure(tmp_path: Path, small: None, monkeypatch) -> None:
     real = sanitize_worker.trained
 
     def wrong(name, dtype, mode, layout, where):
