@@ -24,13 +24,9 @@ from bench.gpu_check_stages import (
     smoke,
 )
 
-END_S = 15.0  # that a measuring process has left to end by itself
-
-PARITY = ("parity_adamw", "parity_adafactor", "low_precision", "stochastic_rounding", "golden")
-PARITY += ("clipping", "unscaling", "zero_updates", "external_writes", "adversarial")
+_TESTS = ROOT / "tests"
 _EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
-
-_PARITY_FILES = tuple(str(ROOT / "tests" / f"test_{name}.py") for name in PARITY)
+END_S = 15.0  # that a measuring process has left to end by itself
 
 
 def tests(
@@ -71,10 +67,14 @@ def parity(backend: str, expected_s: float) -> Stage:
     """Return the stage of the tests that every backend must pass, over one backend."""
     variables = {"FUSED_OPTIM_TEST_BACKEND": backend}
     name, title = f"tests-{backend}", f"the parity tests over {backend}"
-    some = _PARITY_FILES[PARITY.index("golden") :][:1]
-    return tests(
-        name, title, (expected_s, 400), *_PARITY_FILES, rehearsed=some, variables=variables
-    )  # fmt: skip
+    more = {"rehearsed": [str(_TESTS / "test_golden.py")], "variables": variables}
+    return tests(name, title, (expected_s, 400), *parity_files(), **more)
+
+
+def parity_files() -> list[str]:
+    """Return the test files that run over every backend."""
+    files = sorted(_TESTS.glob("test_*.py"))
+    return [str(path) for path in files if "each_backend" in path.read_text()]
 
 
 def bench(name: str, expected_s: float, limit_s: float, *arguments: str, **more: bool) -> Stage:
