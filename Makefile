@@ -106,7 +106,7 @@ demo: build ## train a small GPT; DEMO_ARGS=--help lists its options
 	"$(PY)" examples/train_gpt.py $(DEMO_ARGS)
 
 .PHONY: bench
-bench: build ## run the benchmarks
+bench: build ## time every optimizer for some minutes; `python -m bench` compares them
 	$(PYTEST) bench --benchmark-only $(BENCH_ARGS)
 
 # Builds by itself, for the GPU that is there; a machine that has one may have no network.

@@ -1,4 +1,4 @@
-"""Benchmarks of fused_optim against torch.optim and the peers. Run from a checkout: `python -m bench`."""
+"""Benchmarks of fused_optim against torch.optim and the peers: `python -m bench`, in a checkout."""
 
 import sys
 from pathlib import Path

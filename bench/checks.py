@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import shapes
 from bench.goals import GOALS
-from bench.results import Check, Results
+from bench.results import Check, Memory, Ratio, Results, Row
 from bench.setups import OURS, SETUPS
 
 _LARGE_NUMEL = 100_000_000
@@ -20,7 +20,7 @@ def evaluate(results: Results) -> list[Check]:
     return checks
 
 
-def _ratio_check(ratio) -> Check:
+def _ratio_check(ratio: Ratio) -> Check:
     name = f"{ratio.ours} vs {ratio.baseline}, {ratio.shapes}, {ratio.dtype}"
     above = ratio.floor is None or ratio.ratio >= ratio.floor
     return Check(name, ratio.ratio, "x", ratio.goal, ratio.floor, ratio.ratio >= ratio.goal, above)
@@ -57,7 +57,9 @@ def _host_time(results: Results) -> list[Check]:
     return [
         GOALS["host time"].check(r.host_ratio, f"{r.ours}, {r.shapes}, {r.dtype}")
         for r in results.ratios
-        if r.host_ratio is not None and r.shapes == "tiny-1000" and r.baseline == "torch AdamW fused"
+        if r.host_ratio is not None
+        and r.shapes == "tiny-1000"
+        and r.baseline == "torch AdamW fused"
     ]
 
 
@@ -72,5 +74,5 @@ def _transient_memory(results: Results) -> list[Check]:
     return checks
 
 
-def _case(row) -> str:
+def _case(row: Row | Memory) -> str:
     return f"{row.optimizer}, {row.shapes}, {row.dtype}"

@@ -97,12 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
         dispatch.check_backend(options.backend or "auto", "adamw_", device)
     except RuntimeError as error:
         found.error(str(error))
+    limit = options.time_limit
     session = Session(
         device=device,
         rounds=options.rounds or _DEFAULT_ROUNDS[device.type, options.extent],
         backend=options.backend,
         json=options.json,
-        deadline=time.monotonic() + (options.time_limit or math.inf),
+        deadline=math.inf if limit is None else time.monotonic() + limit,
         warm_up=options.warm_up,
     )
     display.say(header(session.results.machine))
@@ -145,7 +146,7 @@ def _run(session: Session, work: list[Task], display: Display) -> None:
     with display.progress(len(work)) as advance:
         for task in work:
             advance(task.what)
-            if all([session.works(setup, task.dtype) for setup in task.setups]):
+            if not any([session.why_not(setup, task.dtype) for setup in task.setups]):
                 session.attempt(task.what, task.setups, task.measure)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from types import ModuleType
 
 import torch
 
+from bench import traffic
 from bench.setups import DTYPES, OURS
 from bench.subject import Subject
 from fused_optim import precision
@@ -25,23 +24,19 @@ def traffic_bytes(subject: Subject) -> float | None:
             return None
         stored = subject.param_bytes() + subject.state_bytes()
         return (2 * stored + subject.param_bytes()) / subject.parameters
-    tables = _tables()
-    if tables is None or subject.backend == "eager":
-        return None
-    return _counted_bytes(tables, subject)
+    return None if subject.backend == "eager" else _counted_bytes(subject)
 
 
 def launches(subject: Subject) -> int | None:
     """Return how many kernels a step launches: traced on a GPU, from the counts elsewhere."""
     if subject.device.type == "cuda":
         return _traced_launches(subject)
-    tables = _tables()
-    if subject.setup.source != OURS or tables is None or subject.backend == "eager":
+    if subject.setup.source != OURS or subject.backend == "eager":
         return None
-    return tables.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
+    return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
 
 
-def _counted_bytes(tables: ModuleType, subject: Subject) -> float | None:
+def _counted_bytes(subject: Subject) -> float | None:
     """The mean over the list, as vectors and matrices of Adafactor differ."""
     group = subject.optimizer.param_groups[0]
     dtype = DTYPES[subject.dtype]
@@ -50,7 +45,7 @@ def _counted_bytes(tables: ModuleType, subject: Subject) -> float | None:
         numel = sum(p.numel() for p in subject.params if (p.dim() > 1) is factored)
         if not numel:
             continue
-        moved = tables.bytes_per_parameter(
+        moved = traffic.bytes_per_parameter(
             subject.setup.op,
             dtype,
             dtype,
@@ -87,10 +82,3 @@ def _traced_launches(subject: Subject) -> int | None:
         return None
     counted = sum(e.count for e in trace.key_averages() if _LAUNCH.match(e.key))
     return counted or None  # no step launches nothing: tracing is not permitted here
-
-
-def _tables() -> ModuleType | None:
-    try:
-        return importlib.import_module("bench.traffic")
-    except ModuleNotFoundError:
-        return None

@@ -60,7 +60,7 @@ _ADAFACTOR = (
     Target("adafactor small", "cuda", _SMALL),
     Target("cpu adafactor", "cpu", ("gpt2-124M",), ("fp32",)),
 )
-_ADAFACTOR_T5 = (*_ADAFACTOR[:2], Target("cpu adafactor", "cpu", ("gpt2-30M", "gpt2-124M"), ("fp32",)))
+_ADAFACTOR_T5 = (*_ADAFACTOR, Target("cpu adafactor", "cpu", ("gpt2-30M",), ("fp32",)))
 _TORCH_ADAFACTOR = (
     Target("torch adafactor large", "cuda", shapes.LARGE, ("bf16",)),
     Target("torch adafactor small", "cuda", _SMALL),

@@ -5,41 +5,63 @@ The README's figures come from committed result files and nowhere else; a test h
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from bench import ROOT
+from bench.results import Results, load
+
 README = ROOT / "README.md"
-CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "compare.json"
+CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "results.json"
+
+CPU_ROWS = (
+    ("torch_compat.AdamW", "torch AdamW fused", "gpt2-30M", "fp32"),
+    ("AdamW", "torch AdamW foreach", "gpt2-30M", "fp32"),
+    ("Adafactor T5", "transformers Adafactor T5", "gpt2-30M", "fp32"),
+    ("Adafactor", "transformers Adafactor", "gpt2-124M", "fp32"),
+    ("Adafactor T5", "transformers Adafactor T5", "gpt2-124M", "fp32"),
+    ("Adafactor", "transformers Adafactor", "gpt2-30M", "fp32"),
+    ("torch_compat.AdamW", "torch AdamW fused", "tiny-1000", "fp32"),
+    ("torch_compat.Adafactor", "torch Adafactor", "gpt2-30M", "fp32"),
+    ("Adafactor T5", "transformers Adafactor T5", "gpt2-30M", "bf16"),
+    ("AdamW", "torch AdamW foreach", "gpt2-30M", "bf16"),
+    ("torch_compat.AdamW", "torch AdamW foreach", "gpt2-30M", "bf16"),
+)
+"""The ratios that the README shows, of all that were measured: the keys of `results.Ratio`."""
 
 _CPU_BLOCK = re.compile(r"(?<=<!-- cpu:begin -->\n).*(?=<!-- cpu:end -->)", re.DOTALL)
 
 
-def cpu_table(results: dict[str, Any]) -> str:
-    """Return the Markdown table of a result file of ``bench.compare``."""
-    machine = results["machine"]
+def cpu_table(results: Results) -> str:
+    """Return the README's table of CPU ratios in Markdown.
+
+    Raises:
+        ValueError: a row of `CPU_ROWS` was not measured.
+    """
+    measured = {ratio.key: ratio for ratio in results.ratios}
+    missing = [", ".join(key) for key in CPU_ROWS if key not in measured]
+    if missing:
+        raise ValueError(f"the results lack {'; '.join(missing)}: measure again with those lists")
+    ratios = [measured[key] for key in CPU_ROWS]
+    machine = results.machine
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; medians of "
-        f"{results['rounds']} steps each, quartiles of the ratio in brackets.",
+        f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; medians of "
+        f"{min(ratio.rounds for ratio in ratios)} steps each, quartiles of the ratio in brackets.",
         "",
-        "| | instead of | shapes | before | after | ratio |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | instead of | dtype | shapes | before | after | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in results["rows"]:
-        low, high = row["ratio_quartiles"]
-        times = f"{row['baseline_ms']:.0f} ms | {row['ours_ms']:.0f} ms"
-        ratio = f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
-        names = f"`{row['ours']}` | {row['baseline']} | {row['shapes']}"
-        lines.append(f"| {names} | {times} | {ratio} |")
+    for ratio in ratios:
+        low, high = ratio.ratio_quartiles
+        names = f"`{ratio.ours}` | {ratio.baseline} | {ratio.dtype} | {ratio.shapes}"
+        times = f"{ratio.baseline_ms:.0f} ms | {ratio.ours_ms:.0f} ms"
+        lines.append(f"| {names} | {times} | {ratio.ratio:.2f} [{low:.2f}, {high:.2f}] |")
     return "\n".join(lines) + "\n"
 
 
-def with_figures(readme: str, results: dict[str, Any]) -> str:
+def with_figures(readme: str, results: Results) -> str:
     """Return ``readme`` with the table of ``results`` in its place."""
     return _CPU_BLOCK.sub(lambda _: cpu_table(results), readme)
 
 
 if __name__ == "__main__":
-    README.write_text(with_figures(README.read_text(), json.loads(CPU_RESULTS.read_text())))
+    README.write_text(with_figures(README.read_text(), load(CPU_RESULTS)))

@@ -48,7 +48,7 @@ class Session:
     deadline: float = math.inf
     warm_up: float | None = None
     failures: list[str] = field(default_factory=list)
-    _works: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _tried: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.results = Results(machine.describe(self.device))
@@ -122,20 +122,21 @@ class Session:
         self.results.memory.append(found)
         self.save()
 
-    def works(self, setup: Setup, dtype: str) -> bool:
-        """Try a peer once, on a few small tensors: it may be absent, or not work here."""
+    def why_not(self, setup: Setup, dtype: str) -> str | None:
+        """Try a peer once, on a few small tensors, and return why it can't be measured here."""
         if _must_work(setup):
-            return True
+            return None
         key = (setup.name, dtype)
-        if key not in self._works:
+        if key not in self._tried:
 
             def trial() -> None:
                 subject = Subject(setup, "smoke", dtype, self.device)
                 for _ in range(2):
                     subject.step()
 
-            self._works[key] = self.attempt(f"{setup.name}, {dtype}", (setup,), trial)
-        return self._works[key]
+            done = self.attempt(f"{setup.name}, {dtype}", (setup,), trial)
+            self._tried[key] = None if done else self.results.missing[-1].why
+        return self._tried[key]
 
     def attempt(self, what: str, setups: Iterable[Setup], measure: Callable[[], None]) -> bool:
         """Measure something and note why, where that fails; say whether it was measured.

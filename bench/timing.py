@@ -20,6 +20,7 @@ Step = Callable[[], None]
 
 _MIN_ROUNDS = 3
 _MAX_FLUSHES = 500
+_COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 
 
 @dataclass
@@ -141,7 +142,7 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 def copy_bandwidth(device: torch.device, timer: Timer, rounds: int) -> tuple[list[float], int]:
     """Return the GB/s of copies within the device, read and written, and the bytes copied."""
-    size = 2**30 if device.type == "cuda" else 2**28
+    size = _COPY_BYTES[device.type]
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     (times,) = in_turns([lambda: target.copy_(source)], timer, rounds)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 from pathlib import Path
 
+import bench_package  # noqa: F401
 import pytest
 
+from bench import report, results
 from fused_optim import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -16,25 +16,17 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def load_report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_cpu_figures_are_those_of_the_committed_results() -> None:
-    report = load_report()
-    results = json.loads(report.CPU_RESULTS.read_text())
-    assert report.cpu_table(results) in README
-    assert report.with_figures(README, results) == README
+    found = results.load(report.CPU_RESULTS)
+    assert report.cpu_table(found) in README
+    assert report.with_figures(README, found) == README
 
 
 def test_committed_cpu_results_reach_their_goals() -> None:
-    rows = json.loads(load_report().CPU_RESULTS.read_text())["rows"]
-    goals = [row for row in rows if row["goal"] is not None]
-    assert goals
-    assert [row for row in goals if row["ratio"] < row["goal"]] == []
+    ratios = results.load(report.CPU_RESULTS).ratios
+    goals = [ratio for ratio in ratios if ratio.goal is not None]
+    assert len(goals) == 5
+    assert [ratio for ratio in goals if ratio.ratio < ratio.goal] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
