@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.goals import GOALS
 from bench.gpu_check_record import CUT, PASSED, RUNNING, SKIPPED, Entry, Record
 
 SHOWN_RATIOS = 24
@@ -52,7 +54,7 @@ def page(record: Record, results: Path) -> str:
         "\n".join(f"- {line}" for line in failed),
         "## Stages",
         table(("stage", "status", "seconds", "what was found"), map(_stage_row, *_split(record))),
-        *_checks(figures["checks"]),
+        *_checks([*_build_checks(record), *figures["checks"]]),
         *_ratios(figures["ratios"]),
         *_first_failures(record),
         *_missing(record, figures["missing"]),
@@ -127,6 +129,13 @@ def _found(name: str, entry: Entry) -> str:
         facts.append(f"{details['errors']} errors")
     facts += details.get("notes", [])
     return "; ".join([*facts, *([entry.reason] if entry.reason else [])])
+
+
+def _build_checks(record: Record) -> list[dict[str, Any]]:
+    """Return the verdict on the time of a build, which no benchmark takes."""
+    build = record.stages.get("build")
+    seconds = build.details.get("whole_seconds") if build else None
+    return [asdict(GOALS["build"].check(seconds))] if seconds else []
 
 
 def _checks(checks: list[dict[str, Any]]) -> Iterator[str]:

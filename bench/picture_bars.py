@@ -136,7 +136,7 @@ def _speed_bar(axes: Axes, y: float, ratio: Ratio, color: str, theme: Theme) -> 
         diamond = {"marker": "D", "ms": 4.5, "mfc": theme.paper, "mec": theme.ink, "mew": 1.0}
         axes.plot(ratio.goal, y, zorder=5, **diamond)
         if beyond / 1.1 <= ratio.goal <= 1.5 * beyond:  # the label would hide it
-            beyond = ratio.goal * 1.02
+            beyond = max(beyond, ratio.goal * 1.02)
     axes.annotate(
         text, (beyond, y), (6, 0),
         textcoords="offset points", va="center", size=8.6, color=theme.ink, zorder=6,

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -150,20 +150,25 @@ def summary(results: Results) -> list[tuple[str, str]]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: int) -> str:
-    """Return a table whose last ``numbers`` columns are numbers; cells are escaped here."""
-    words = len(head) - numbers
-    tags = [""] * words + [' class="n"'] * numbers
-    top = "".join(f"<th{tag}>{escape(h)}</th>" for h, tag in zip(head, tags, strict=True))
-    lines = []
-    for row in rows:
-        cells = (f"<td{tag}>{_cell(c)}</td>" for c, tag in zip(row, tags, strict=True))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    if not lines:
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> str:
+    """Return a table whose last ``numbers`` columns are numbers; cells are escaped here.
+
+    Columns in which nothing is known are left out.
+    """
+    if not rows:
         return ""
+    words = len(head) - numbers
+    shown = [i for i in range(len(head)) if any(row[i] is not None for row in rows)]
+    tags = [' class="n"' if i >= words else "" for i in range(len(head))]
+    top = "".join(f"<th{tags[i]}>{escape(head[i])}</th>" for i in shown)
+    lines = [
+        "<tr>" + "".join(f"<td{tags[i]}>{_cell(row[i])}</td>" for i in shown) + "</tr>"
+        for row in rows
+    ]
     body = "\n".join(lines)
     inner = f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return f'<div class="wide"><table>\n{inner}\n</table></div>'
+    kind = "wide" if numbers else "text"
+    return f'<div class="{kind}"><table>\n{inner}\n</table></div>'
 
 
 class Markup(str):

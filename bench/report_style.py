@@ -36,6 +36,7 @@ section, details { margin: 1.4rem 0; padding: 1.2rem 1.3rem; }
 details:not([open]) summary { margin: 0; }
 summary { cursor: pointer; }
 .wide { overflow-x: auto; }
+.wide td, .wide th { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
 th { text-align: left; color: var(--muted); font-weight: 600; vertical-align: bottom; }
 th, td { padding: .42rem .7rem .42rem 0; border-bottom: 1px solid var(--line); }

@@ -246,6 +246,21 @@ def test_a_figure_below_its_floor_fails_and_is_named(tmp_path: Path, capsys) -> 
     assert missed[0].name in page(tmp_path)
 
 
+def test_the_time_of_a_whole_build_is_judged_and_kept(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    path = where.record("build")
+
+    def built(seconds: float, from_scratch: bool) -> str:
+        made = {"seconds": seconds, "from_scratch": from_scratch, "built": True}
+        return f"open({str(path)!r}, 'w').write({json.dumps(made)!r})"
+
+    for seconds, from_scratch in ((41.0, True), (1.5, False)):  # the second finds it done
+        code = built(seconds, from_scratch)
+        status, kept = call(tmp_path, stage("build", code, collect=stages.collect_build))
+        assert (status, kept.stages["build"].details["whole_seconds"]) == (0, 41.0)
+        assert "| build | 41 | 30 |  | s | above the floor |" in page(tmp_path)
+
+
 def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
     lines = [{"test": "tests/test_x.py::test_y[case]", "outcome": "failed", "seconds": 0.1}]
     lines[0]["text"] = "def test_y():\n>   assert 1 == 2\nE   assert 1 == 2\n\ntests/test_x.py:7: A"

@@ -253,3 +253,9 @@ def test_the_figures_that_sum_up(results: Results) -> None:
     assert report_html.summary(some) == [
         ("4×", "as fast as torch AdamW fused, many small tensors: geometric mean of 2 pairs")
     ]
+
+
+def test_columns_of_which_nothing_is_known_are_left_out() -> None:
+    text = report_html.table(("a", "b", "c"), [("x", None, 1.0), ("y", None, None)], 1)
+    assert "<th>a</th>" in text and "<th>b" not in text and '<td class="n">1</td>' in text
+    assert report_html.table(("a",), [], 0) == ""
