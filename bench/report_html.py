@@ -12,15 +12,15 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench import pictures, style
+from bench import pictures, report_tables, style
 from bench.gpu_check_record import write
 from bench.report_style import CSS
-from bench.results import Ratio, Results, load
+from bench.results import Results, load
 from bench.setups import OURS
 from bench.shapes import LARGE, MANY_SMALL
 
@@ -57,11 +57,11 @@ def _sections(results: Results, figures: Figures) -> Iterator[str]:
     yield _cards(results)
     for name, uri in figures[0].items():
         yield _picture(name, uri, figures[1].get(name, uri))
-    yield _section("Goals and floors", _checks(results))
-    yield _section("All comparisons", _ratios(results.ratios))
-    yield _section("All steps", _rows(results), closed=True)
-    yield _section("Memory", _memory(results), closed=True)
-    yield _section("Not measured", _missing(results), closed=True)
+    yield _section("Goals and floors", report_tables.checks(results))
+    yield _section("All comparisons", report_tables.ratios(results.ratios))
+    yield _section("All steps", report_tables.rows(results), closed=True)
+    yield _section("Memory", report_tables.memory(results), closed=True)
+    yield _section("Not measured", report_tables.missing(results), closed=True)
 
 
 def _header(results: Results) -> str:
@@ -145,91 +145,6 @@ def summary(results: Results) -> list[tuple[str, str]]:
             pairs = "one pair" if len(found) == 1 else f"geometric mean of {len(found)} pairs"
             cards.append((f"{mean:.3g}×", f"{text}: {pairs}"))
     return cards
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> str:
-    """Return a table whose last ``numbers`` columns are numbers; cells are escaped here.
-
-    Columns in which nothing is known are left out.
-    """
-    if not rows:
-        return ""
-    words = len(head) - numbers
-    shown = [i for i in range(len(head)) if any(row[i] is not None for row in rows)]
-    tags = [' class="n"' if i >= words else "" for i in range(len(head))]
-    top = "".join(f"<th{tags[i]}>{escape(head[i])}</th>" for i in shown)
-    lines = [
-        "<tr>" + "".join(f"<td{tags[i]}>{_cell(row[i])}</td>" for i in shown) + "</tr>"
-        for row in rows
-    ]
-    body = "\n".join(lines)
-    inner = f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    kind = "wide" if numbers else "text"
-    return f'<div class="{kind}"><table>\n{inner}\n</table></div>'
-
-
-class Markup(str):
-    """Text that is HTML already."""
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return value if isinstance(value, Markup) else escape(str(value))
-
-
-def _pill(kind: str, text: str) -> Markup:
-    return Markup(f'<span class="pill {kind}">{escape(text)}</span>')
-
-
-def _checks(results: Results) -> str:
-    rows = []
-    for check in sorted(results.checks, key=lambda c: (c.above_floor, c.met)):
-        pill = _pill("good", "met") if check.met else _pill("fair", "above the floor")
-        pill = pill if check.above_floor else _pill("bad", "below the floor")
-        rows.append((check.name, check.unit, pill, check.value, check.goal, check.floor))
-    return table(("figure", "unit", "verdict", "measured", "goal", "floor"), rows, 3)
-
-
-def _ratios(ratios: Sequence[Ratio]) -> str:
-    rows = []
-    for r in ratios:
-        low, high = r.ratio_quartiles
-        middle = f"{r.ratio:.2f}×"
-        ratio = Markup(f"<b>{middle}</b> <small>{low:.2f} to {high:.2f}</small>")
-        what = (r.ours, r.baseline, r.shapes, r.dtype, r.kind)
-        rows.append((*what, style.si(r.parameters), r.baseline_ms, r.ours_ms, ratio, r.host_ratio))
-    head = ("ours", "instead of", "shapes", "dtype", "compared", "parameters")
-    return table((*head, "before, ms", "after, ms", "ratio", "host time, of theirs"), rows, 5)
-
-
-def _rows(results: Results) -> str:
-    rows = [
-        (r.optimizer, r.backend or r.source, r.shapes, r.dtype, style.si(r.tensors))
-        + (style.si(r.parameters), r.ms, r.host_us, r.launches, r.gb_per_s, r.copy_percent)
-        for r in results.rows
-    ]
-    head = ("optimizer", "runs on", "shapes", "dtype", "tensors", "parameters", "ms", "host, µs")
-    return table((*head, "launches", "GB/s", "% of a copy"), rows, 7)
-
-
-def _memory(results: Results) -> str:
-    rows = [
-        (m.optimizer, m.source, m.shapes, m.dtype, m.state_bytes_per_parameter)
-        + (m.bytes_per_parameter, None if m.transient_bytes is None else m.transient_bytes / 2**20)
-        for m in results.memory
-    ]
-    head = ("optimizer", "package", "shapes", "dtype", "state, bytes per parameter")
-    return table((*head, "with the parameter", "transient, MiB"), rows, 3)
-
-
-def _missing(results: Results) -> str:
-    return table(("what", "why"), [(m.what, m.why) for m in results.missing], 0)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ import fused_optim
 from fused_optim import dispatch, torch_compat
 
 
-
 def _backends() -> list[str]:
     """Return what is to be tested: what is named, or all that works; without a GPU that is eager.
 
