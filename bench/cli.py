@@ -144,7 +144,10 @@ def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
 def _run(session: Session, work: list[Task], display: Display) -> None:
     session.measure_copy()
     with display.progress(len(work)) as advance:
-        for task in work:
+        for index, task in enumerate(work):
+            if session.over:
+                session.give_up(task.what for task in work[index:])
+                break
             advance(task.what)
             if not any([session.why_not(setup, task.dtype) for setup in task.setups]):
                 session.attempt(task.what, task.setups, task.measure)

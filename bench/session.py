@@ -16,12 +16,13 @@ from bench import agreement, checks, costs, machine, memory, timing
 from bench.agreement import DisagreementError
 from bench.pairs import Pair
 from bench.results import Copy, Missing, Ratio, Results, Row
-from bench.setups import OURS, SETUPS, Setup
+from bench.setups import DTYPES, OURS, SETUPS, Setup
 from bench.shapes import SHAPES, numel
 from bench.subject import Subject, free
 
-# Parameter, gradient, two float32 moments and a master, and as much again for temporaries.
-_BYTES_PER_PARAMETER = 4 + 4 + 12 + 12
+# Of state per parameter: two float32 moments and a master. On a CPU as much again for temporaries,
+# for there is no running out of memory that one could recover from.
+_STATE_BYTES = {"cuda": 12, "cpu": 24}
 
 
 class TimeLimitError(Exception):
@@ -64,7 +65,7 @@ class Session:
 
     def measure_pair(self, pair: Pair, shapes: str, dtype: str) -> None:
         """Time two setups in turns, after a check that they agree where they should."""
-        self._check_fits(shapes, 2)
+        self._check_fits(shapes, dtype, 2)
         ours, baseline = (
             Subject(SETUPS[name], shapes, dtype, self.device, self.backend)
             for name in (pair.ours, pair.baseline)
@@ -102,7 +103,7 @@ class Session:
         """Time a setup alone, unless a pair did."""
         if (setup.name, shapes, dtype) in {row.key for row in self.results.rows}:
             return
-        self._check_fits(shapes, 1)
+        self._check_fits(shapes, dtype, 1)
         subject = Subject(setup, shapes, dtype, self.device, self.backend)
         (times,) = self._times(subject)
         self._add_row(subject, shapes, times)
@@ -110,7 +111,7 @@ class Session:
 
     def measure_memory(self, setup: Setup, shapes: str, dtype: str) -> None:
         """Measure a setup's memory in a process of its own."""
-        self._check_fits(shapes, 1)
+        self._check_fits(shapes, dtype, 1)
         free()
         left = min(self.deadline - time.monotonic(), 1e6)
         try:
@@ -148,12 +149,10 @@ class Session:
             measure: one of the methods above, with its arguments.
         """
         try:
-            if time.monotonic() > self.deadline:
-                raise TimeLimitError
             measure()
             return True
         except TimeLimitError:
-            self._miss(what, "not reached within the time limit")
+            self.give_up([what])
         except ImportError as error:
             self._miss(what, f"not installed: {error}")
         except MemoryError as error:
@@ -168,14 +167,26 @@ class Session:
             free()
         return False
 
+    @property
+    def over(self) -> bool:
+        """Whether the run's time is over."""
+        return time.monotonic() >= self.deadline
+
+    def give_up(self, what: Iterable[str]) -> None:
+        """Note what there is no time for."""
+        why = "not reached within the time limit"
+        self.results.missing += [Missing(each, why) for each in what]
+        self.save()
+
     def save(self) -> None:
         """Judge what was measured so far and write it down."""
         self.results.checks = checks.evaluate(self.results)
         if self.json is not None:
             self.results.save(self.json)
 
-    def _check_fits(self, shapes: str, subjects: int) -> None:
-        needed = subjects * _BYTES_PER_PARAMETER * numel(SHAPES[shapes])
+    def _check_fits(self, shapes: str, dtype: str, subjects: int) -> None:
+        per_parameter = 2 * DTYPES[dtype].itemsize + _STATE_BYTES[self.device.type]
+        needed = subjects * per_parameter * numel(SHAPES[shapes])
         found = machine.free_bytes(self.device)
         if needed > found:
             raise MemoryError(

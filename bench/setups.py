@@ -105,8 +105,10 @@ def _own() -> list[Setup]:
 
 def _baselines() -> list[Setup]:
     def adam(name: str, cls: str = "AdamW", clips: bool = False, **options: bool) -> Setup:
-        one_pass = "fused" in options and not clips
-        return Setup(name, "adamw", "torch", f"torch.optim:{cls}", options, _ALL, clips, one_pass)
+        fused = "fused" in options
+        dtypes = _ALL if fused else _ALL[:2]  # eps is 0 in float16, and parameters become NaN
+        factory, one_pass = f"torch.optim:{cls}", fused and not clips
+        return Setup(name, "adamw", "torch", factory, options, dtypes, clips, one_pass)
 
     def adafactor(name: str, clips: bool = False, **options: Any) -> Setup:
         return Setup(name, "adafactor", "torch", "torch.optim:Adafactor", options, _ALL, clips)

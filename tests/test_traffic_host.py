@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bench_package  # noqa: F401
 import host_module  # noqa: F401  skips where there is no compiler
 import numpy as np
@@ -42,6 +44,15 @@ def test_clipping_tiles_and_visits_are_the_committed_ones(monkeypatch) -> None:
     found = walks.measure()
     assert found["sizes"] == counts["tiles"]["sizes"][:1], AGAIN
     assert found["walks"] == counts["tiles"]["walks"], AGAIN
+
+
+def test_what_is_written_is_what_is_read(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host_counts, "kinds", lambda: KINDS[-2:])
+    monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
+    traffic.main(["--json", str(tmp_path / "traffic.json")])
+    written = traffic.counts(tmp_path / "traffic.json")
+    assert written["rows"] == [traffic.row(kind) for kind in KINDS[-2:]]
+    assert written.keys() == traffic.counts().keys()
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 5, 16])
