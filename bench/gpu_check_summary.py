@@ -13,6 +13,14 @@ from bench.gpu_check_record import CUT, PASSED, RUNNING, SKIPPED, Entry, Record
 
 SHOWN_RATIOS = 24
 SHOWN_CHECKS = 40
+SHOWN_MISSING = 30
+VERDICTS = {
+    (False, False): "**BELOW THE FLOOR**",
+    (False, True): "**BELOW THE FLOOR**",
+    (True, False): "above the floor",
+    (True, True): "met",
+}
+"""By whether a figure is above its floor, and meets its goal."""
 SHOWN_FAILURES = 4  # of one stage
 
 
@@ -147,14 +155,33 @@ def _checks(checks: list[dict[str, Any]]) -> Iterator[str]:
     below = sum(not check["above_floor"] for check in checks)
     yield f"{len(checks)} figures: {met} reach their goal, {below} are below their floor."
     rows = []
-    for check in order[:SHOWN_CHECKS]:
-        verdict = "met" if check["met"] else "above the floor"
-        verdict = verdict if check["above_floor"] else "**BELOW THE FLOOR**"
+    for check, count in _collapsed(order)[:SHOWN_CHECKS]:
         figures = (number(check[key]) for key in ("value", "goal", "floor"))
-        rows.append((check["name"], *figures, check["unit"], verdict))
+        name = check["name"] + (f" (the worst of {count})" if count > 1 else "")
+        rows.append((name, *figures, check["unit"], VERDICTS[_verdict(check)]))
     yield table(("figure", "measured", "goal", "floor", "unit", "verdict"), rows)
-    if len(order) > SHOWN_CHECKS:
-        yield f"And {len(order) - SHOWN_CHECKS} more, all of the last kind, in results.json."
+
+
+def _verdict(check: dict[str, Any]) -> tuple[bool, bool]:
+    return check["above_floor"], check["met"]
+
+
+def _collapsed(checks: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Return one check, the worst, for all cases of a goal that have the same verdict.
+
+    Cases are told apart by what follows the goal's name; ratios stand for themselves.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for check in checks:
+        goal = check["name"].partition(": ")[0]
+        key = goal if goal in GOALS else check["name"]
+        groups.setdefault((key, _verdict(check)), []).append(check)
+
+    def worst(key: str, group: list[dict[str, Any]]) -> dict[str, Any]:
+        high = key in GOALS and GOALS[key].at_most
+        return max(group, key=lambda c: c["value"] if high else -c["value"])
+
+    return [(worst(key, group), len(group)) for (key, _), group in groups.items()]
 
 
 def _ratios(ratios: list[dict[str, Any]]) -> Iterator[str]:
@@ -197,4 +224,8 @@ def _missing(record: Record, missing: list[dict[str, str]]) -> Iterator[str]:
     lines += [f"- {item['what']}: {item['why']}" for item in missing]
     if lines:
         yield "## Not reached, and why"
+        more = len(lines) - SHOWN_MISSING
+        lines = lines[:SHOWN_MISSING] + (
+            [f"- and {more} more, in results.json"] if more > 0 else []
+        )
         yield "\n".join(lines)

@@ -39,28 +39,30 @@ def test_a_failing_stage_is_named_and_the_next_one_runs(tmp_path: Path, capsys) 
 
 def test_a_stage_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(check, "SHORTEST_S", 1.0)
-    marker = tmp_path / "child"
-    child = f"import time; time.sleep(9); open({str(marker)!r}, 'w')"
+    marker = tmp_path / "beats"
+    child = f"""if True:
+        import time
+        while True:
+            open({str(marker)!r}, "a").write(".")
+            time.sleep(0.05)
+    """
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
-    begin = time.monotonic()
-    status, kept = call(
-        tmp_path,
-        stage("hangs", code + "print('here', flush=True); time.sleep(60)", 3),
-        stage("fine", PASS),
-    )
+    code += "print('here', flush=True); time.sleep(60)"
+    status, kept = call(tmp_path, stage("hangs", code, 4), stage("fine", PASS))
     assert (status, kept.stages["hangs"].status) == (1, "timeout")
     assert kept.stages["hangs"].tail == ["here"]
     assert kept.stages["fine"].status == "passed"
-    time.sleep(max(0.0, begin + 11 - time.monotonic()))
-    assert not marker.exists()
+    beats = marker.stat().st_size
+    time.sleep(0.5)
+    assert marker.stat().st_size == beats > 0
 
 
 def test_a_stage_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(engine, "GRACE_S", 0.2)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    outcome = engine.run([sys.executable, "-c", code], tmp_path / "log", 1.5, dict(os.environ))
+    outcome = engine.run([sys.executable, "-c", code], tmp_path / "log", 4, dict(os.environ))
     assert (outcome.status, outcome.returncode) == ("timeout", -signal.SIGKILL)
-    assert outcome.seconds < 10
+    assert outcome.seconds < 20
 
 
 def test_what_the_time_limit_cuts_is_no_failure(tmp_path: Path, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from bench import gpu_check_engine as engine
 from bench import gpu_check_figures as figures
 from bench import gpu_check_plan as plan
 from bench import gpu_check_stages as stages
+from bench.goals import GOALS
 
 # --- calls that follow each other -----------------------------------------------------------------
 
@@ -133,3 +134,19 @@ def test_verdicts_of_a_sanitizer(tmp_path, output: str, returncode: int, expecte
     assert status == expected
     assert (reason == "") == (status == "passed")
     assert "Device not supported" in reason or status != "skipped"
+
+
+def test_cases_of_a_goal_share_a_row_of_the_page(tmp_path: Path) -> None:
+    checks = [GOALS["host time"].check(v, f"case {i}") for i, v in enumerate((0.1, 0.2, 0.4, 0.9))]
+    checks += [GOALS["adamw bandwidth"].check(v, f"case {i}") for i, v in enumerate((95.0, 93.0))]
+    results = made_up.results()
+    results.checks = checks
+    results.save(context(tmp_path).results)
+    call(tmp_path, stage("fine", PASS))
+    rows = [line for line in page(tmp_path).splitlines() if ": case" in line and "|" in line]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| host time: case 3", "0.9"],
+        ["| host time: case 2", "0.4"],
+        ["| host time: case 1 (the worst of 2)", "0.2"],
+        ["| adamw bandwidth: case 1 (the worst of 2)", "93"],
+    ]
