@@ -1,4 +1,4 @@
-"""Bytes that an optimizer keeps and takes, each measured in a process of its own.
+"""Bytes that an optimizer keeps, and that a step takes.
 
 State is counted from the tensors that the optimizer holds. What a step takes and gives back is, on
 a GPU, the allocator's maximum during a step less what was allocated before; on a CPU the same from
@@ -8,17 +8,9 @@ large temporaries, but does not see those that fit what the heap keeps.)
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import subprocess
-import sys
-
 import torch
 
-from bench import ROOT
 from bench.results import Memory
-from bench.setups import SETUPS
 from bench.subject import Subject
 
 _WARM_UP_STEPS = 3
@@ -40,26 +32,6 @@ def measure(subject: Subject, shapes: str) -> Memory:
         bytes_per_parameter=round((state + subject.param_bytes()) / count, 4),
         transient_bytes=_cuda_transient(subject) if cuda else _cpu_transient(subject),
     )
-
-
-def measure_isolated(
-    setup: str, shapes: str, dtype: str, device: str, backend: str | None, timeout: float
-) -> Memory:
-    """Return the memory of an optimizer, measured in a new process.
-
-    Raises:
-        RuntimeError: the process failed; the message is the last line that it wrote.
-        subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
-    """
-    command = [sys.executable, "-m", "bench.memory", setup, shapes, dtype, device]
-    command += [] if backend is None else ["--backend", backend]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(lines[-1])
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _cuda_transient(subject: Subject) -> int:
@@ -86,20 +58,3 @@ def _cpu_transient(subject: Subject) -> int | None:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measure one setup and print it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.memory")
-    for name in ("setup", "shapes", "dtype", "device"):
-        parser.add_argument(name)
-    parser.add_argument("--backend")
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    subject = Subject(SETUPS[options.setup], options.shapes, options.dtype, device, options.backend)
-    print(json.dumps(dataclasses.asdict(measure(subject, options.shapes))))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

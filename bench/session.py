@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from bench import agreement, checks, costs, machine, memory, timing
+from bench import agreement, checks, costs, machine, timing
 from bench.agreement import DisagreementError
+from bench.isolation import Isolation
 from bench.pairs import Pair
 from bench.results import Copy, Missing, Ratio, Results, Row
 from bench.setups import DTYPES, OURS, SETUPS, Setup
@@ -54,6 +54,11 @@ class Session:
     def __post_init__(self) -> None:
         self.results = Results(machine.describe(self.device))
         self._timer = timing.timer_for(self.device, self.warm_up)
+        self._isolation = Isolation()
+
+    def close(self) -> None:
+        """End what the session started."""
+        self._isolation.close()
 
     def measure_copy(self) -> None:
         """Measure the bandwidth that rows are compared with."""
@@ -115,10 +120,10 @@ class Session:
         free()
         left = min(self.deadline - time.monotonic(), 1e6)
         try:
-            found = memory.measure_isolated(
+            found = self._isolation.measure(
                 setup.name, shapes, dtype, str(self.device), self.backend, left
             )
-        except subprocess.TimeoutExpired as error:
+        except TimeoutError as error:
             raise TimeLimitError from error
         self.results.memory.append(found)
         self.save()

@@ -53,7 +53,7 @@ class CpuTimer:
 class CudaTimer:
     """Times steps on a GPU."""
 
-    def __init__(self, device: torch.device, warm_up: float = 0.5) -> None:
+    def __init__(self, device: torch.device, warm_up: float = 0.2) -> None:
         self._device, self._warm_up = device, warm_up
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._flushed = torch.randn(max(4 * cache, 2**28) // 4, device=device)

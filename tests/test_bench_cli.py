@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,9 @@ import bench_package  # noqa: F401
 import pytest
 
 from bench import cli, results, timing
+from bench import isolation as isolation_module
 from bench.goals import GOALS, Goal
+from bench.isolation import Isolation
 from bench.pairs import Pair, Target
 from bench.session import Session
 from bench.setups import SETUPS, Setup
@@ -178,6 +183,33 @@ def test_lists_too_large_for_the_memory_are_noted(tmp_path: Path, pairs, monkeyp
     status, found = measure(tmp_path / "a.json", "--parts", "ratios")
     assert status == 0
     assert found.missing[0].why == "may need 0.0 GiB, and 0.0 GiB are free"
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    options = ("--only", "torch Adafactor", "--dtype", "fp32", "--parts", "memory")
+    status, found = measure(tmp_path / "a.json", *options)
+    assert status == 0 and found.missing == []
+    assert [m.optimizer for m in found.memory] == ["torch Adafactor", "torch Adafactor foreach"]
+    assert found.memory[0].transient_bytes < found.memory[1].transient_bytes
+
+
+def test_isolated_processes_report_failures_and_go_on_after_a_timeout() -> None:
+    isolation = Isolation()
+    with contextlib.closing(isolation):
+        with pytest.raises(RuntimeError, match="KeyError: 'no such setup'"):
+            isolation.measure("no such setup", "smoke", "fp32", "cpu", None, 100)
+        with pytest.raises(TimeoutError):
+            isolation.measure("torch AdamW fused", "smoke", "fp32", "cpu", None, 0)
+        found = isolation.measure("torch AdamW fused", "smoke", "fp32", "cpu", None, 100)
+        assert found.state_bytes_per_parameter == pytest.approx(8, abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking pytest
+def test_a_process_that_dies_is_reported(monkeypatch) -> None:
+    replies = io.StringIO()
+    monkeypatch.setattr("bench.isolation._answer", lambda request: os.kill(os.getpid(), 9))
+    isolation_module.serve(io.StringIO("{}\n"), replies)
+    assert json.loads(replies.getvalue()) == {"error": "the process ended with status -9"}
 
 
 @pytest.mark.gpu
