@@ -77,16 +77,16 @@ def parity_files() -> list[str]:
     return [str(path) for path in files if "each_backend" in path.read_text()]
 
 
-def bench(name: str, expected_s: float, limit_s: float, *arguments: str, **more: bool) -> Stage:
-    """Return a stage that runs the benchmarks."""
+def bench(name: str, title: str, seconds: tuple[float, float], parts: str, extent: str) -> Stage:
+    """Return a stage that runs some parts of the benchmarks."""
 
     def command(context: Context) -> list[str]:
-        rehearsal = "--parts ratios --shapes smoke --only torch_compat.Adam --rounds 3"
-        words = arguments if context.device == "cuda" else (*rehearsal.split(), "--warm-up", "0")
-        return module(context.python, "bench", *_figures(context, name), *words)
+        rehearsal = "--shapes smoke --only torch_compat.Adam --rounds 3 --warm-up 0"
+        words = extent if context.device == "cuda" else rehearsal
+        figures = _figures(context, name)
+        return module(context.python, "bench", *figures, "--parts", parts, *words.split())
 
-    title = "benchmarks, all of them" if more else "benchmarks, the five-minute form"
-    return Stage(name, title, expected_s, limit_s, command, collect_figures, **more)
+    return Stage(name, title, *seconds, command, collect_figures, full_only=extent == "--full")
 
 
 def sweep_command(context: Context) -> list[str]:
@@ -104,16 +104,22 @@ def _figures(context: Context, stage: str) -> list[object]:
 
 def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collected:
     """Add the figures to those of other stages and calls; the summary judges them."""
-    figures = merged(context.figures, read(context.record(stage.name)))
+    measured = read(context.record(stage.name))
+    figures = merged(context.figures, measured)
     if figures is not None:
         figures.save(context.results)
+    details: dict[str, Any] = {}
+    if measured is not None:
+        counts = {name: len(getattr(measured, name)) for name in ("ratios", "rows", "memory")}
+        details["notes"] = [f"{n} {name}" for name, n in counts.items() if n]
     lines = [line for line in outcome.output.splitlines() if line.startswith("FAILED")]
     if lines:
-        failures = [{"test": line, "text": []} for line in lines]
-        return "failed", f"{len(lines)} measurements failed", {"failures": failures}
+        details["failures"] = [{"test": line, "text": []} for line in lines]
+        return "failed", f"{len(lines)} measurements failed", details
     if outcome.returncode == 1 and "below their floors" in outcome.output:
-        return "passed", "figures are below their floors", {}
-    return outcome.status, "" if outcome.status == "passed" else last_line(outcome.output), {}
+        return "passed", "figures are below their floors", details
+    reason = "" if outcome.status == "passed" else last_line(outcome.output)
+    return outcome.status, reason, details
 
 
 def report_command(context: Context) -> list[str]:
@@ -136,15 +142,16 @@ STAGES: tuple[Stage, ...] = (
     tests("tests-gpu", "the tests that need a GPU", (60, 300), "-m", "gpu and not long"),
     parity("cuda", 60),
     parity("triton", 100),
-    bench("bench", 300, 420, "--quick"),
+    bench("bench", "the five-minute benchmarks", (300, 420), "ratios,rows", "--quick"),
     sanitizer("memcheck", "cuda"),
     sanitizer("racecheck", "cuda"),
     sanitizer("memcheck", "triton"),
     sanitizer("racecheck", "triton"),
     Stage("large", "tensors beyond 2^31 elements", 40, 180, large_command, collect_record),
+    bench("memory", "the memory of every optimizer", (110, 240), "memory", "--shapes gpt2-124M"),
     Stage("sweep", "cost by size and count", 90, 240, sweep_command, collect_figures),
     tests("tests-all", "the whole suite", (200, 540), dist="loadfile", variables=_EAGER),
-    bench("bench-full", 900, 1800, "--full", full_only=True),
+    bench("bench-full", "all benchmarks", (900, 1800), "ratios,rows,memory", "--full"),
     Stage("report", "pictures and report", 25, 120, report_command, collect_report),
 )
 

@@ -2,8 +2,7 @@
 
 Two sweeps: ten million parameters split into 1 to 10,000 tensors, and 16 tensors of 10 thousand to
 10 billion parameters together, as far as memory goes. Lists grow from the cheapest to the dearest,
-so that a run that is out of time has the lines' beginnings. Before them, on a GPU, the memory that
-every optimizer takes, all in this process: the allocator counts exactly there.
+so that a run that is out of time has the lines' beginnings.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from pathlib import Path
 
 import torch
 
-from bench import memory
 from bench.session import Session
-from bench.setups import SETUPS, Setup
-from bench.subject import Subject, free
+from bench.setups import SETUPS
 from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, names_of
 
 TENSORS = 16
 PARAMETERS = 10_000_000
-MEMORY_LIST = "gpt2-124M"
 MOST = {"cpu": 10**8, "cuda": 10**10}
 
 # What is swept, with its dtype. The slow ones are left out of lists that take them minutes.
@@ -67,23 +63,6 @@ def sweep(session: Session, setups: Sequence[tuple[str, str]], names: Sequence[s
             print(f"{case}: {'measured' if done else session.results.missing[-1].why}", flush=True)
 
 
-def memory_table(session: Session) -> None:
-    """Measure the memory of every setup, without a process for each, which takes seconds."""
-    for setup in SETUPS.values():
-        for dtype in setup.dtypes:
-            if dtype == "fp16" or not session.works(setup, dtype):
-                continue
-            case = f"memory of {setup.name}, {MEMORY_LIST}, {dtype}"
-            session.attempt(case, (setup,), functools.partial(_memory, session, setup, dtype))
-            free()
-
-
-def _memory(session: Session, setup: Setup, dtype: str) -> None:
-    subject = Subject(setup, MEMORY_LIST, dtype, session.device)
-    session.results.memory.append(memory.measure(subject, MEMORY_LIST))
-    session.save()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure the sweep and return 1 if one of this package's or torch's optimizers failed."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.sweep")
@@ -101,8 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(device, rounds, json=options.json, deadline=deadline, warm_up=0.05)
     names = [n for n in lists(kind, options.quick) if _parameters(n) <= options.most]
     session.measure_copy()
-    if kind == "cuda":
-        memory_table(session)
     sweep(session, QUICK if options.quick else SETUPS_SWEPT, names)
     for failure in session.failures:
         print(f"FAILED  {failure}")

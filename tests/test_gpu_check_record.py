@@ -60,7 +60,9 @@ def test_the_results_file_is_added_to(tmp_path: Path) -> None:
     new.save(where.record("bench"))
     outcome = engine.Outcome("failed", 1.0, 1, "...\nbelow their floors: x; y\n")
     bench = next(s for s in plan.STAGES if s.name == "bench")
-    assert plan.collect_figures(where, bench, outcome)[0] == "passed"  # the floors say the rest
+    status, reason, details = plan.collect_figures(where, bench, outcome)
+    assert (status, reason) == ("passed", "figures are below their floors")
+    assert details["notes"] == [f"{len(new.ratios)} ratios", "2 rows", f"{len(new.memory)} memory"]
     assert len(figures.read(where.results).rows) == 5
     failed = dataclasses.replace(outcome, output="FAILED  AdamW: no\nbelow their floors: x\n")
     assert plan.collect_figures(where, bench, failed)[:2] == ("failed", "1 measurements failed")

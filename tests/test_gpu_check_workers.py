@@ -246,7 +246,7 @@ def test_a_short_rehearsal(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_rehearsal(tmp_path: Path) -> None:
-    some = "smoke,tests-cuda,bench,memcheck,racecheck,large,sweep,report"
+    some = "smoke,tests-cuda,bench,memory,memcheck,racecheck,large,sweep,report"
     status, stages, out = rehearse(tmp_path, some, "--time-limit", "900")
     assert status == 0
     for name, entry in stages.items():
