@@ -26,6 +26,18 @@ def worker(tmp_path: Path, seconds: float = 1e9) -> sanitize_worker.Worker:
     return sanitize_worker.Worker(argparse.Namespace(json=tmp_path / "record.json", **options))
 
 
+def test_sums_are_compared_too(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        case = ("sums", dtype, "auto", "strided", ("eager", "cpu"))
+        for p, q in zip(
+            sanitize_worker.trained(*case),
+            sanitize_worker.parameters(dtype, "strided", "cpu"),
+            strict=True,
+        ):
+            expected = q.main_grad.float().to(dtype)
+            torch.testing.assert_close(p, expected * sanitize_worker.STEPS, rtol=2**-7, atol=0)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitize_worker, "SHAPES", ((9,), (5, 3)))
@@ -35,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_optimizer_mode_and_layout_is_stepped() -> None:
     cases = list(sanitize_worker.cases())
-    assert len(set(cases)) == len(cases) == 5 * (1 + 5 + 4) * 2
+    assert len(set(cases)) == len(cases) == (5 * (1 + 5 + 4) + 3) * 2
     for layout in sanitize_worker.LAYOUTS:
         params = sanitize_worker.parameters(torch.bfloat16, layout, "cpu")
         grads = [p.main_grad for p in params]
