@@ -6,6 +6,7 @@ WORKERS ?= auto
 TEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,7 +36,7 @@ CUDA_SOURCES := $(wildcard $(foreach dir,csrc csrc/*,\
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 	    printf '%-14s%s\n' "$$name" "$$text"; done
-	@echo "Variables: VENV PYTHON WORKERS TEST_ARGS BENCH_ARGS DEMO_ARGS"
+	@echo "Variables: VENV PYTHON WORKERS TEST_ARGS BENCH_ARGS DEMO_ARGS GPU_CHECK_ARGS"
 
 .PHONY: venv
 venv: $(READY) ## install the package, editable, with its tools at the pinned versions
@@ -107,6 +108,12 @@ demo: build ## train a small GPT; DEMO_ARGS=--help lists its options
 .PHONY: bench
 bench: build ## time every optimizer for some minutes; `python -m bench` compares them
 	$(PYTEST) bench --benchmark-only $(BENCH_ARGS)
+
+# Builds by itself, for the GPU that is there; a machine that has one may have no network.
+.PHONY: gpu-check
+gpu-check: ## build, test, sanitize and measure on a GPU; GPU_CHECK_ARGS=--help lists options
+	@"$(or $(PYTHON),$(if $(wildcard .venv/bin/python),.venv/bin/python,python3))" \
+	    -m bench.gpu_check $(GPU_CHECK_ARGS)
 
 .PHONY: clean
 clean: ## remove what was built, but not the virtual environment

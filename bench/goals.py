@@ -77,6 +77,7 @@ GOALS: dict[str, Goal] = {
             1,
             True,
         ),
+        Goal("build", "building the CUDA extension for one architecture", "s", 30, None, True),
         # On a CPU. The floors of "no slower" leave room for noise, as on a GPU.
         Goal("cpu torch adamw", "torch_compat.AdamW fp32 against torch fused", "x", 1, 0.98),
         Goal("cpu adamw", "AdamW against torch foreach", "x", 1, 0.98),

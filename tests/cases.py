@@ -23,7 +23,9 @@ from tolerances import dtype_name
 import fused_optim
 from fused_optim import torch_compat
 
-BACKENDS = os.environ.get("FUSED_OPTIM_TEST_BACKEND", "eager,cuda,triton").split(",")
+# On a GPU conftest.py renames the variable, which would send CPU tensors to its kernels.
+_NAMED = os.environ.get("FUSED_OPTIM_TEST_ON_GPU") or os.environ.get("FUSED_OPTIM_TEST_BACKEND")
+BACKENDS = (_NAMED or "eager,cuda,triton").split(",")
 eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
 
 

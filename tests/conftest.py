@@ -19,6 +19,10 @@ GPU = torch.cuda.is_available() or torch.xpu.is_available()
 if not GPU:
     # Triton reads it while it is imported, and constructing any torch optimizer imports triton.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+elif dispatch.TEST_VARIABLE in os.environ:
+    # It sends CPU tensors to kernels, which here would be the GPU's. For cases.py, which makes
+    # tensors of the GPU, it gets another name.
+    os.environ["FUSED_OPTIM_TEST_ON_GPU"] = os.environ.pop(dispatch.TEST_VARIABLE)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores already.

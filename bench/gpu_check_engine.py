@@ -1,0 +1,153 @@
+"""Runs the stages of gpu-check one after the other, each as a process with its own time limit.
+
+The machine may be taken away at any moment, and everything on it killed: what a stage prints goes
+straight to the log, and the record of all stages is rewritten while a stage runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import ROOT
+
+TICK_S = 5.0  # how often a running stage's record is brought up to date
+GRACE_S = 5.0  # between asking a stage to end and killing it
+SHORTEST_S = 5.0  # a stage that would get less is not started
+
+_RUN_MODULE = (
+    "import runpy, sys; del sys.path[0]; del sys.argv[0]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+
+
+# A group of its own, so that it can be killed with all that it starts; and it dies with this
+# process (1 is PR_SET_PDEATHSIG), which a new session would outlive.
+_LEAD_A_GROUP = (
+    "import ctypes, os, sys; os.setpgrp(); "
+    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Skip(Exception):
+    """A stage can't run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended.
+
+    Attributes:
+        status: "passed" (exit status 0), "failed" or "timeout".
+        seconds: how long it ran.
+        returncode: its exit status; negative for a signal, None if not even that could kill it.
+        output: what it printed.
+    """
+
+    status: str
+    seconds: float
+    returncode: int | None
+    output: str
+
+
+def module(python: str, name: str, *arguments: object) -> list[str]:
+    """Return the command that runs a module as ``python -m`` does, without the checkout's folder.
+
+    ``-m`` would put the checkout before the build that is to be tested.
+    """
+    return [python, "-c", _RUN_MODULE, name, *map(str, arguments)]
+
+
+def share(left_s: float | None, plan: Sequence[tuple[float, float]]) -> float:
+    """Return how long the first of the stages to come may take.
+
+    It gets what it is expected to take, and whatever the others are not expected to need. The last
+    stage, which reports, is kept its time before all others.
+
+    Args:
+        left_s: what is left for all of them, or None for no limit.
+        plan: the seconds that each is expected to take and may take at most.
+    """
+    expected, most = plan[0]
+    if left_s is None:
+        return most
+    spare = max(0.0, left_s - sum(seconds for seconds, _ in plan))
+    kept = plan[-1][0] if len(plan) > 1 else 0.0
+    return max(0.0, min(most, left_s - kept, expected + spare))
+
+
+def run(
+    command: Sequence[str],
+    log: Path,
+    limit_s: float,
+    environment: dict[str, str],
+    on_tick: Callable[[], Any] = lambda: None,
+) -> Outcome:
+    """Run a command until it ends or its time is up, and return what came of it.
+
+    Args:
+        command: program and arguments.
+        log: the file that its output is appended to.
+        limit_s: after so many seconds it is killed, with all it has started.
+        environment: its environment variables.
+        on_tick: called every few seconds.
+
+    Whatever is raised meanwhile, by a signal for one, the command is killed first.
+    """
+    begin, offset = time.monotonic(), log.stat().st_size if log.exists() else 0
+    with open(log, "ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _LEAD_A_GROUP, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+        )
+    in_time = False
+    try:
+        in_time = _wait(process, begin + limit_s, on_tick)
+    finally:
+        _end_group(process)
+    status = "passed" if process.returncode == 0 else "failed"
+    output = _text_from(log, offset)
+    seconds = time.monotonic() - begin
+    return Outcome(status if in_time else "timeout", seconds, process.returncode, output)
+
+
+def _wait(process: subprocess.Popen, deadline: float, on_tick: Callable[[], Any]) -> bool:
+    """Return whether the process ended before the deadline."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            process.wait(min(TICK_S, left))
+            return True
+        except subprocess.TimeoutExpired:
+            on_tick()
+    return process.poll() is not None
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Kill what is left of the process and of what it has started."""
+    for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 4 * GRACE_S)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            process.send_signal(number)  # it may not lead a group yet
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _text_from(path: Path, offset: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read().decode("utf-8", "replace")

@@ -1,0 +1,40 @@
+"""Which backends the tests run over, with a GPU and without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "named", "expected"),
+    [
+        (True, "cuda,triton", "['cuda', 'triton'] cuda None"),
+        (False, "triton", "['triton'] cpu triton"),
+        (False, None, "['eager'] cpu None"),
+    ],
+)
+def test_backends(gpu: bool, named: str | None, expected: str) -> None:
+    """On a GPU no CPU tensor may reach the kernels that are tested: the variable is gone there."""
+    code = f"""if True:
+        import os, sys, torch
+        torch.cuda.is_available = lambda: {gpu}
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import conftest, cases
+        print(cases.BACKENDS, cases.device_of(cases.BACKENDS[0]), os.environ.get({VARIABLE!r}))
+        from fused_optim import dispatch
+        if {gpu}:
+            assert dispatch.choose("auto", "adamw_", torch.device("cpu")) == "eager"
+    """
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_OPTIM_TEST")}
+    variables |= {VARIABLE: named} if named else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected, done.stderr

@@ -1,0 +1,231 @@
+"""gpu-check's own machinery: limits, kills, merging, floors, tools that are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import bench_package  # noqa: F401
+import pytest
+from gpu_check_calls import PASS, call, context, page, stage
+
+from bench import ROOT
+from bench import gpu_check as check
+from bench import gpu_check_engine as engine
+from bench import gpu_check_plan as plan
+from bench import gpu_check_probe as probe
+from bench import gpu_check_record as record
+from bench import gpu_check_stages as stages
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_a_failing_stage_is_named_and_the_next_one_runs(tmp_path: Path, capsys) -> None:
+    fails = stage("broken", "print('about to fail'); raise SystemExit('a reason | of its own')")
+    status, kept = call(tmp_path, fails, stage("fine", PASS))
+    assert status == 1
+    assert {n: e.status for n, e in kept.stages.items()} == {"broken": "failed", "fine": "passed"}
+    assert "broken: failed: a reason | of its own" in capsys.readouterr().out
+    assert "a reason \\| of its own" in page(tmp_path)
+    assert "about to fail" in page(tmp_path)
+
+
+def test_a_stage_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check, "SHORTEST_S", 1.0)
+    marker = tmp_path / "beats"
+    child = f"""if True:
+        import time
+        while True:
+            open({str(marker)!r}, "a").write(".")
+            time.sleep(0.05)
+    """
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    code += "print('here', flush=True); time.sleep(60)"
+    status, kept = call(tmp_path, stage("hangs", code, 4), stage("fine", PASS))
+    assert (status, kept.stages["hangs"].status) == (1, "timeout")
+    assert kept.stages["hangs"].tail == ["here"]
+    assert kept.stages["fine"].status == "passed"
+    beats = marker.stat().st_size
+    time.sleep(0.5)
+    assert marker.stat().st_size == beats > 0
+
+
+def test_a_stage_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "GRACE_S", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    outcome = engine.run([sys.executable, "-c", code], tmp_path / "log", 4, dict(os.environ))
+    assert (outcome.status, outcome.returncode) == ("timeout", -signal.SIGKILL)
+    assert outcome.seconds < 20
+
+
+def test_what_the_time_limit_cuts_is_no_failure(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check, "SHORTEST_S", 1.0)
+    slow = stage("slow", "import time; print('begun', flush=True); time.sleep(60)")
+    late = dataclasses.replace(stage("late", PASS), expected_s=0.0)
+    status, kept = call(tmp_path, slow, late, limit_s=2.0)
+    assert status == 0
+    assert kept.stages["slow"].status == "cut"
+    assert kept.stages["late"].reason == "no time was left for it"
+    assert "not done: slow, late" in page(tmp_path)
+    assert "- late: no time was left for it" in page(tmp_path)
+
+
+def test_shares_of_the_time() -> None:
+    many = [(10, 60), (100, 300), (20, 120)]
+    assert engine.share(None, many) == 60
+    assert engine.share(1000, many) == 60  # there is time enough for its own limit
+    assert engine.share(150, many) == 30  # what the others are not expected to need
+    assert engine.share(130, many) == 10
+    assert engine.share(100, many[1:]) == 80  # the report keeps its time
+    assert engine.share(12, many[2:]) == 12
+    assert engine.share(0, many) == 0
+    assert engine.share(-5, many[2:]) == 0
+
+
+def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
+    where = context(tmp_path, "cuda")
+    with pytest.raises(engine.Skip, match="compute-sanitizer is neither on PATH"):
+        stages.sanitizer("memcheck", "cuda").command(where)
+    with pytest.raises(engine.Skip, match="pytest is not installed"):
+        plan.parity("cuda", 60).command(where)
+
+    def missing(_):
+        raise engine.Skip("there is no such tool")
+
+    lacking = dataclasses.replace(stage("lacking", PASS), command=missing)
+    status, kept = call(tmp_path, lacking)
+    assert (status, kept.stages["lacking"].status) == (0, "skipped")
+    assert "- lacking: there is no such tool" in page(tmp_path)
+
+
+def test_it_is_told_to_end(tmp_path: Path) -> None:
+    """SIGTERM: the stage is killed, and what was found is there."""
+    code = f"""if True:
+        import sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        from bench import gpu_check, gpu_check_plan as plan
+        from bench.gpu_check_stages import Stage, collect_record
+        slow = [sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"]
+        stages = [Stage("slow", "sleeps", 1, 90, lambda _: slow, collect_record)]
+        gpu_check.choose = lambda names, quick: stages
+        sys.exit(gpu_check.main(["--device", "cpu", "--out", sys.argv[1], "--work", sys.argv[2]]))
+    """
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(out), str(tmp_path / "work")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not (out / "log.txt").exists() or "\nslow" not in (out / "log.txt").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "told to end" in said
+    kept = json.loads((out / "stages.json").read_text())["stages"]["slow"]
+    assert (kept["status"], kept["reason"]) == ("cut", "gpu-check was told to end")
+
+
+def test_a_running_stage_is_on_disk(tmp_path: Path, monkeypatch) -> None:
+    """A kill that nothing survives leaves the record of the last seconds."""
+    monkeypatch.setattr(engine, "TICK_S", 0.1)
+    where = context(tmp_path)
+    path, out = where.record("tests-x"), where.out / "stages.json"
+    line = json.dumps({"test": "t", "outcome": "passed", "seconds": 1})
+    code = f"""if True:
+        import json, time
+        open({str(path)!r}, "w").write({line!r} + chr(10) + '{{"torn')
+        while True:
+            time.sleep(0.02)
+            kept = json.load(open({str(out)!r}))["stages"]["tests-x"]
+            if kept["details"].get("passed") == 1:
+                raise SystemExit(0 if kept["status"] == "running" else 9)
+    """
+    status, kept = call(tmp_path, stage("tests-x", code, collect=plan.collect_tests))
+    assert (status, kept.stages["tests-x"].status) == (0, "passed")
+    interrupted = record.Record(out)
+    interrupted.start("tests-x", "", 1, "")
+    assert record.Record.open(out).stages["tests-x"].reason.startswith("everything was killed")
+
+
+# --- which stages ---------------------------------------------------------------------------------
+
+
+def test_names_of_stages_and_groups() -> None:
+    def names(*given: str) -> list[str]:
+        return [s.name for s in plan.choose(given, quick=True)]
+
+    always = ["environment", "build"]
+    assert names("smoke") == [*always, "smoke-cuda", "smoke-triton"]
+    assert names("report", "bench") == [*always, "bench", "report"]  # in their own order
+    assert names("bench-full") == [*always, "bench-full"]
+    every = [s.name for s in plan.choose(None, quick=False)]
+    assert every == [s.name for s in plan.STAGES]
+    assert set(every) - {s.name for s in plan.choose(None, quick=True)} == {"bench-full"}
+    with pytest.raises(ValueError, match="no stage is called 'smoky'; there are"):
+        plan.choose(["smoky"], True)
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(check, "_gpu_name", lambda: None)
+    assert check.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("gpu-check: no GPU here") and said.err.count("\n") == 1
+
+
+def test_the_build_under_test_comes_before_the_checkout(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FUSED_OPTIM_BACKEND", "eager")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    where = context(tmp_path, "cuda")
+    variables = where.environment(FUSED_OPTIM_TEST_BACKEND="cuda")
+    assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT)]
+    assert "FUSED_OPTIM_BACKEND" not in variables and "TRITON_INTERPRET" not in variables
+    assert variables["FUSED_OPTIM_TEST_BACKEND"] == "cuda"
+    (where.site / "fused_optim").mkdir(parents=True)
+    (where.site / "fused_optim" / "__init__.py").write_text("")
+    code = "import sys, fused_optim; print(fused_optim.__file__)"
+    (where.site / "show.py").write_text(code)
+    command = engine.module(sys.executable, "show")
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(where.site / "fused_optim" / "__init__.py"), done.stderr
+
+
+def test_gpus_are_told_apart_by_folder() -> None:
+    assert check._slug("NVIDIA H200") == "h200"
+    assert check._slug("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+
+
+def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Path) -> None:
+    where = context(tmp_path, "cuda")
+    where.found, where.limit_s = {"compute_sanitizer": "/x/compute-sanitizer", "cores": 16}, 200
+    command = stages.sanitizer("memcheck", "triton").command(where)
+    assert command[0] == "/x/compute-sanitizer"
+    assert command[command.index("--tool") + 1] == "memcheck"
+    assert command[command.index("--backend") + 1] == "triton"
+    assert command[command.index("--seconds") + 1] == "150"
+    where.found["packages"] = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
+    command = plan.parity("cuda", 60).command(where)
+    assert "--timeout" not in command
+    assert command[command.index("-n") + 1] == "12"
+
+
+def test_a_hanging_tool_is_no_hang_of_the_probe(monkeypatch) -> None:
+    def hangs(*_, **options):
+        raise subprocess.TimeoutExpired("nvidia-smi", options["timeout"])
+
+    monkeypatch.setattr(probe, "subprocess", SimpleNamespace(
+        run=hangs, SubprocessError=subprocess.SubprocessError
+    ))  # fmt: skip
+    assert probe._first_line(["nvidia-smi"]) is None
+
+
+def test_parity_stages_take_every_file_that_runs_over_backends() -> None:
+    names = [Path(path).name for path in plan.parity_files()]
+    assert {"test_parity_adamw.py", "test_parity_adafactor.py", "test_properties.py"} <= set(names)
+    assert "test_schedules.py" not in names

@@ -1,0 +1,117 @@
+"""The page of a result file, made of invented figures."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import bench_package  # noqa: F401
+import made_up_results as made_up
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from bench import pictures, report_html, report_tables
+from bench.results import Results
+
+VOID = {"meta", "img", "source"}
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return made_up.results()
+
+
+class Reader(html.parser.HTMLParser):
+    """Reads a page and holds it to nesting; keeps tables' rows and what is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.cells: list[str] = []
+        self.alternatives: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset"):
+                self.loaded.append(value)
+            if name == "alt":
+                self.alternatives.append(value)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if "td" in self.open:
+            self.cells.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(results: Results, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    results.save(folder / "results.json")
+    (folder / "curves.json").write_text(json.dumps(made_up.curves()))
+    arguments = ["results.json", "out", "--curves", "curves.json"]
+    assert report_html.main([str(folder / a) if a[0] != "-" else a for a in arguments]) == 0
+    return folder / "out"
+
+
+def test_the_page_is_one_file_that_loads_nothing(folder: Path, results: Results) -> None:
+    text = (folder / "report.html").read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert len(reader.loaded) == 2 * len([*pictures.PICTURES, "curves"])
+    assert all(uri.startswith("data:image/svg+xml;base64,") for uri in reader.loaded)
+    assert "<script" not in text and "http" not in re.sub(r"data:[^\"]*", "", text)
+    svg = base64.b64decode(reader.loaded[0].partition(",")[2]).decode()
+    assert svg.startswith("<?xml") and "</svg>" in svg
+    assert pictures.PICTURES["speedups"][0] in reader.alternatives
+    for ratio in results.ratios:
+        assert f"{ratio.ratio:.2f}×" in reader.cells
+    for check in results.checks:
+        assert check.name in reader.cells
+    assert reader.cells.count("below the floor") == sum(not c.above_floor for c in results.checks)
+
+
+def test_the_page_escapes_what_it_is_given(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    assert "on Invented GPU &amp; more" in text
+    assert "apex &lt;FusedAdam&gt;" in text and "<FusedAdam>" not in text
+
+
+def test_the_pictures_of_a_readme_lie_beside_it(folder: Path) -> None:
+    """Nothing else does: a machine that is lent hands few files back."""
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"report.html", "roofline.png", "speedups.png", "memory.png"}
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 1e6
+    assert (folder / "report.html").stat().st_size < 4e6
+
+
+def test_a_page_of_nothing_says_where_it_is_from(results: Results) -> None:
+    text = report_html.page(Results(results.machine), ({}, {}))
+    assert "Invented GPU" in text and "<table" not in text and "<figure" not in text
+
+
+def test_the_figures_that_sum_up(results: Results) -> None:
+    some = Results(results.machine)
+    pair = [r for r in results.ratios if r.ours == "torch_compat.AdamW" and r.dtype == "fp32"]
+    some.ratios = [r for r in pair if r.shapes in ("tiny-1000", "lora-r16")]
+    some.ratios = [r for r in some.ratios if r.baseline == "torch AdamW fused"]
+    some.ratios[0].ratio, some.ratios[1].ratio = 2.0, 8.0
+    assert report_html.summary(some) == [
+        ("4×", "as fast as torch AdamW fused, many small tensors: geometric mean of 2 pairs")
+    ]
+
+
+def test_columns_of_which_nothing_is_known_are_left_out() -> None:
+    text = report_tables.table(("a", "b", "c"), [("x", None, 1.0), ("y", None, None)], 1)
+    assert "<th>a</th>" in text and "<th>b" not in text and '<td class="n">1</td>' in text
+    assert report_tables.table(("a",), [], 0) == ""
