@@ -43,25 +43,39 @@ def facts(findings: list[Any]) -> list[tuple[Any, ...]]:
     return [(f.kind, f.index, f.tensor, round(f.fraction, 3)) for f in findings]
 
 
-@each_backend
-@each_optimizer
-@pytest.mark.parametrize("steps", [0, 1, 5])
-def test_nearest_stalls_and_the_other_modes_do_not(make: Any, steps: int, backend: str) -> None:
+def check_stalls(make: Any, backend: str = "eager") -> None:
+    """Take every dtype and mode at once; a small parameter and a large one of each."""
+    groups = []
     for dtype, mode in DTYPE_MODES:
-        small, large = torch.full((6, 5), 2.0**-8), torch.full((6, 5), 4.0)
-        params = [with_gradient(p.to(device_of(backend), dtype)) for p in (small, large)]
-        optimizer = make(params, low_precision="auto" if mode == "none" else mode, backend=backend)
-        for _ in range(steps):
-            optimizer.step()
-        before = [bits(p) for p in params]
-        found = facts(optimizer.check_numerics())
+        values = (torch.full((6, 5), 2.0**-8), torch.full((6, 5), 4.0))
+        params = [with_gradient(p.to(device_of(backend), dtype)) for p in values]
+        groups.append({"params": params, "low_precision": "auto" if mode == "none" else mode})
+    optimizer = make(groups, backend=backend)
+    for _ in range(2):
+        before = [bits(p) for group in groups for p in group["params"]]
+        found = optimizer.check_numerics()
         optimizer.step()
-        moved = [(bits(p) != old).any() for p, old in zip(params, before, strict=True)]
-        if mode == "nearest":
-            assert found == [("vanishing", i, "parameter", 1.0) for i in (0, 1) if not moved[i]]
-            assert not moved[1]
-        else:
-            assert found == [], (dtype, mode)
+        after = [bits(p) for group in groups for p in group["params"]]
+        stays = [not (a != b).any() for a, b in zip(before, after, strict=True)]
+        expected = [
+            (number, index)
+            for number, (_, mode) in enumerate(DTYPE_MODES)
+            for index in (0, 1)
+            if mode == "nearest" and stays[2 * number + index]
+        ]
+        assert [(f.group, f.index) for f in found] == expected
+        assert {(f.kind, f.tensor, f.fraction) for f in found} == {("vanishing", "parameter", 1.0)}
+        assert {DTYPE_MODES[g][0] for g, index in expected if index == 1} == {BF16, FP16}
+
+
+@each_optimizer
+def test_nearest_stalls_and_the_other_modes_do_not(make: Any) -> None:
+    check_stalls(make)
+
+
+@each_backend
+def test_what_kernels_store_is_read_alike(backend: str) -> None:
+    check_stalls(SMALL_STEPS["AdamW"], backend)
 
 
 @each_case
