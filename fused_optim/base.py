@@ -16,15 +16,15 @@ from fused_optim import (
     bucketing,
     capturable,
     dispatch,
-    export,
     loading,
-    numerics,
     plan_upload,
     precision,
     state,
     validation,
 )
+from fused_optim.export import Float32Weights
 from fused_optim.launch import Bucket, BucketKey, Launch, Row
+from fused_optim.numerics import NumericsReport
 from fused_optim.plan import Plan
 from fused_optim.steady import Steady, increment_versions
 
@@ -47,7 +47,7 @@ class CommonOptions(TypedDict, total=False):
     seed: int
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     """Base of every optimizer here.
 
     Args:
@@ -347,91 +347,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.__setstate__(loading.converted(self, state_dict))
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
-
-    def fp32_state_dict(
-        self,
-        model: torch.nn.Module,
-        *,
-        prefix: str = "",
-        device: torch.device | str | None = None,
-    ) -> dict[str, Any]:
-        """Return the model's state dict, optimized parameters in float32 at their full value.
-
-        That is the float32 value that ``low_precision`` keeps: all of it with ``split`` and
-        ``master``, parameter plus compensation with ``kahan``, the parameter itself with
-        ``nearest`` and ``stochastic``. Whatever was written to a parameter since its last step
-        wins, as in the next step. Everything else (buffers, parameters that are not optimized) is
-        as ``model.state_dict()`` gives it, and tied weights stay one tensor. float64 parameters
-        stay float64.
-
-        Memory: 4 bytes per 16-bit parameter; other tensors are shared with the model.
-
-        Args:
-            model: the model whose parameters this optimizer has.
-            prefix: of the names, as for ``model.state_dict``.
-            device: where all tensors of the result live, parameter by parameter; None leaves them
-                where they are.
-
-        Raises:
-            ValueError: a parameter of this optimizer is not in the model.
-        """
-        return export.fp32_state_dict(self, model, prefix, device)
-
-    def load_fp32_state_dict(
-        self, model: torch.nn.Module, state_dict: dict[str, Any], *, strict: bool = True
-    ) -> Any:
-        """Load weights into the model and their float32 values into what the modes keep.
-
-        With ``split`` and ``master`` nothing of a float32 weight is lost: `fp32_state_dict`
-        returns it bit for bit. ``kahan`` keeps twice the bits of the parameter, other modes the
-        nearest 16-bit value. ``model.load_state_dict`` alone keeps just that in every mode.
-        Moments and step counts stay as they are; those of a checkpoint are loaded first, with
-        `load_state_dict`, which replaces what is kept here.
-
-        Memory: creates the optimizer's state, where there is none yet, and nothing else.
-
-        Args:
-            model: the model whose parameters this optimizer has.
-            state_dict: weights of any float dtype, on any device, under the model's names.
-            strict: as for ``model.load_state_dict``.
-
-        Returns:
-            What ``model.load_state_dict`` does: the missing and the unexpected names.
-
-        Raises:
-            ValueError: a parameter of this optimizer is not in the model, or a weight has another
-                shape than its parameter; nothing was changed.
-            RuntimeError: ``model.load_state_dict`` refused the names.
-        """
-        return export.load_fp32_state_dict(self, model, state_dict, strict)
-
-    @torch.no_grad()
-    def check_numerics(self, *, threshold: float = 0.5) -> list[numerics.Finding]:
-        """Report what 16-bit storage, or a learning rate, does to the step that comes next.
-
-        Call it between ``backward`` and ``step`` (after the step does as well, while gradients are
-        still there). It works out the next step without making it, and changes nothing. Findings
-        are of three kinds:
-
-        - ``"vanishing"``: updates so small that what is stored would stay as it is. Of the
-          elements whose gradient is not zero, more than ``threshold`` are lost.
-        - ``"overflow"``: finite values that are too large for the dtype they are stored in.
-        - ``"non-finite"``: infinities and NaN in a gradient, a parameter or a state tensor.
-
-        Cost: about one step of the eager backend, a block at a time, and one wait per device. A
-        `step` costs nothing more for it. With a ``GradScaler``, call ``scaler.unscale_`` before.
-
-        Args:
-            threshold: share of lost updates, in [0, 1), above which a parameter is reported.
-
-        Returns:
-            The findings in the order of the parameters, none if all is well. ``str`` of one is a
-            sentence with a remedy.
-
-        Raises:
-            RuntimeError: no parameter has a gradient, or one has a gradient that `step` refuses.
-        """
-        return numerics.check(self, threshold)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._pickled}}

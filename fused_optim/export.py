@@ -14,54 +14,96 @@ from fused_optim import precision, state, validation
 from fused_optim.eager import storage
 
 
-@torch.no_grad()
-def fp32_state_dict(
-    optimizer: Any, model: torch.nn.Module, prefix: str, device: torch.device | str | None
-) -> dict[str, Any]:
-    """Return the model's state dict with the full value of every optimized parameter.
+class Float32Weights:
+    """The methods of an optimizer that export and load float32 weights."""
 
-    `fused_optim.base.FusedOptimizer.fp32_state_dict` documents it.
-    """
-    modes = _modes_of(optimizer, model, "fp32_state_dict")
-    result = model.state_dict(prefix=prefix)
-    values: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
-    for name, param in model.state_dict(prefix=prefix, keep_vars=True).items():
-        if id(param) in modes:
-            if id(param) not in values:
-                values[id(param)] = _full_value(
-                    param, optimizer.state.get(param, {}), modes[id(param)], device
+    @torch.no_grad()
+    def fp32_state_dict(
+        self,
+        model: torch.nn.Module,
+        *,
+        prefix: str = "",
+        device: torch.device | str | None = None,
+    ) -> dict[str, Any]:
+        """Return the model's state dict, optimized parameters in float32 at their full value.
+
+        That is the float32 value that ``low_precision`` keeps: all of it with ``split`` and
+        ``master``, parameter plus compensation with ``kahan``, the parameter itself with
+        ``nearest`` and ``stochastic``. Whatever was written to a parameter since its last step
+        wins, as in the next step. Everything else (buffers, parameters that are not optimized) is
+        as ``model.state_dict()`` gives it, and tied weights stay one tensor. float64 parameters
+        stay float64.
+
+        Memory: 4 bytes per 16-bit parameter; other tensors are shared with the model.
+
+        Args:
+            model: the model whose parameters this optimizer has.
+            prefix: of the names, as for ``model.state_dict``.
+            device: where all tensors of the result live, parameter by parameter; None leaves them
+                where they are.
+
+        Raises:
+            ValueError: a parameter of this optimizer is not in the model.
+        """
+        modes = _modes_of(self, model, "fp32_state_dict")
+        result = model.state_dict(prefix=prefix)
+        values: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
+        for name, param in model.state_dict(prefix=prefix, keep_vars=True).items():
+            if id(param) in modes:
+                if id(param) not in values:
+                    values[id(param)] = _full_value(
+                        param, self.state.get(param, {}), modes[id(param)], device
+                    )
+                result[name] = values[id(param)]
+            elif device is not None and isinstance(param, torch.Tensor):
+                result[name] = result[name].to(device)
+        return result
+
+    @torch.no_grad()
+    def load_fp32_state_dict(
+        self, model: torch.nn.Module, state_dict: dict[str, Any], *, strict: bool = True
+    ) -> Any:
+        """Load weights into the model and their float32 values into what the modes keep.
+
+        With ``split`` and ``master`` nothing of a float32 weight is lost: `fp32_state_dict`
+        returns it bit for bit. ``kahan`` keeps twice the bits of the parameter, other modes the
+        nearest 16-bit value. ``model.load_state_dict`` alone keeps just that in every mode.
+        Moments and step counts stay as they are; those of a checkpoint are loaded first, with
+        `load_state_dict`, which replaces what is kept here.
+
+        Memory: creates the optimizer's state, where there is none yet, and nothing else.
+
+        Args:
+            model: the model whose parameters this optimizer has.
+            state_dict: weights of any float dtype, on any device, under the model's names.
+            strict: as for ``model.load_state_dict``.
+
+        Returns:
+            What ``model.load_state_dict`` does: the missing and the unexpected names.
+
+        Raises:
+            ValueError: a parameter of this optimizer is not in the model, or a weight has another
+                shape than its parameter; nothing was changed.
+            RuntimeError: ``model.load_state_dict`` refused the names.
+        """
+        modes = _modes_of(self, model, "load_fp32_state_dict")
+        targets = {
+            name: param
+            for name, param in model.state_dict(keep_vars=True).items()
+            if id(param) in modes and name in state_dict
+        }
+        for name, param in targets.items():
+            given, needed = tuple(state_dict[name].shape), tuple(param.shape)
+            if given != needed:
+                raise ValueError(
+                    f"load_fp32_state_dict: {name!r} has shape {given} in the state dict and "
+                    f"{needed} in the model; load a state of the same model"
                 )
-            result[name] = values[id(param)]
-        elif device is not None and isinstance(param, torch.Tensor):
-            result[name] = result[name].to(device)
-    return result
-
-
-@torch.no_grad()
-def load_fp32_state_dict(
-    optimizer: Any, model: torch.nn.Module, state_dict: dict[str, Any], strict: bool
-) -> Any:
-    """Load a state dict into the model, its float32 values into what the modes keep.
-
-    `fused_optim.base.FusedOptimizer.load_fp32_state_dict` documents it.
-    """
-    modes = _modes_of(optimizer, model, "load_fp32_state_dict")
-    targets = {
-        name: param
-        for name, param in model.state_dict(keep_vars=True).items()
-        if id(param) in modes and name in state_dict
-    }
-    for name, param in targets.items():
-        if state_dict[name].shape != param.shape:
-            raise ValueError(
-                f"load_fp32_state_dict: {name!r} has shape {tuple(state_dict[name].shape)} in the "
-                f"state dict and {tuple(param.shape)} in the model; load a state of the same model"
-            )
-    incompatible = model.load_state_dict(state_dict, strict=strict)
-    optimizer.init_state()
-    for name, param in targets.items():
-        _store_(param, optimizer.state[param], modes[id(param)], state_dict[name])
-    return incompatible
+        incompatible = model.load_state_dict(state_dict, strict=strict)
+        self.init_state()
+        for name, param in targets.items():
+            _store_(param, self.state[param], modes[id(param)], state_dict[name])
+        return incompatible
 
 
 def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, str]:
