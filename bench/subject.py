@@ -11,6 +11,8 @@ from bench import shapes as shape_lists
 from bench.setups import DTYPES, MAX_GRAD_NORM, OURS, Setup
 from fused_optim import dispatch
 
+_STREAMS = 16  # parameters, and gradients of so many draws less one
+
 
 class Subject:
     """An optimizer over random parameters, with random gradients, ready to be stepped.
@@ -46,10 +48,10 @@ class Subject:
         """Return what a parameter was before the first step."""
         return self._random(index, stream=0).mul_(0.02).to(DTYPES[self.dtype])
 
-    def set_gradients(self, scale: float = 1.0) -> None:
-        """Give parameters their gradients, times ``scale``: a clipping step writes to them."""
+    def set_gradients(self, scale: float = 1.0, draw: int = 0) -> None:
+        """Give parameters fresh gradients, times ``scale``: a clipping step writes to them."""
         for index, param in enumerate(self.params):
-            param.grad = self._random(index, stream=1).mul_(scale * 1e-3).to(param.dtype)
+            param.grad = self._random(index, 1 + draw).mul_(scale * 1e-3).to(param.dtype)
 
     def step(self) -> None:
         """Step as a user would, clipping included."""
@@ -84,7 +86,7 @@ class Subject:
         return sum(p.numel() * p.element_size() for p in self.params)
 
     def _random(self, index: int, stream: int) -> torch.Tensor:
-        generator = torch.Generator(self.device).manual_seed(2 * index + stream)
+        generator = torch.Generator(self.device).manual_seed(_STREAMS * index + stream)
         shape = self.shapes[index]
         return torch.randn(shape, generator=generator, device=self.device)
 

@@ -121,6 +121,15 @@ def test_other_semantics_disagree(changes: dict) -> None:
         agreement.check(subject("torch_compat.AdamW"), other, "ours and theirs")
 
 
+@pytest.mark.parametrize("changes", [{"lr": 1.01e-3}, {"decay_rate": -0.7}, {"beta1": 0.1}])
+def test_other_adafactors_disagree(changes: dict) -> None:
+    options = {**SETUPS["Adafactor T5"].options, **changes}
+    changed = Setup("changed", "adafactor", OURS, "fused_optim:Adafactor", options)
+    other = Subject(changed, "smoke", "fp32", DEVICE)
+    with pytest.raises(DisagreementError):
+        agreement.check(subject("Adafactor T5"), other, "ours and theirs")
+
+
 def test_one_pass_traffic_follows_from_the_state() -> None:
     for name, dtype, expected in (
         ("torch AdamW fused", "fp32", 28),
