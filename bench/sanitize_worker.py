@@ -52,6 +52,7 @@ OPTIMIZERS: dict[str, Make] = {
     "torch Adafactor": lambda p, **o: torch_compat.Adafactor(p, **o),
     "sums": Sums,
     "AdamW clipped": lambda p, **o: fused_optim.AdamW(p, max_grad_norm=1.0, **o),
+    "AdamW capturable": lambda p, **o: fused_optim.AdamW(p, capturable=True, **o),
 }
 MODES = {
     torch.float32: ("auto",),
