@@ -203,7 +203,9 @@ def test_bad_options_of_the_whole_optimizer_are_refused(row, bad, message):
         row.build(parameters(), **bad)
 
 
-@pytest.mark.parametrize("options", [{"learning_rate": lambda step: 0.1}, {"decay": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": lambda step: 0.1}, {"decay": 0.5}], ids=["callable", "decay"]
+)
 def test_capturable_refuses_rates_that_are_evaluated_on_the_host(options):
     with pytest.raises(ValueError, match="callable learning_rate.* step a scheduler beside it"):
         fused_optim.AdamWeightDecay(parameters(), capturable=True, **options)
