@@ -28,7 +28,7 @@ POINTERS = {"records": "*i64", "rows": "*i32", "chunks": "*i32", "tiles": "*i32"
 POINTERS |= dict.fromkeys(FLOAT32_POINTERS, "*fp32")
 
 
-def source_of(variant: str):
+def source_of(variant: str, warp_size: int = 32):
     """Return a variant's kernel, constants and number of warps, as the ops launch it."""
     name, *options = variant.split(":")
     constants = {}
@@ -37,7 +37,7 @@ def source_of(variant: str):
     warps = adafactor.WARPS
     if name == "adamw":
         amsgrad, draws = "amsgrad" in options, "draws" in options
-        sizes = adamw.sizes(getattr(torch, options[0]), amsgrad, draws)
+        sizes = adamw.sizes(getattr(torch, options[0]), amsgrad, draws, warp_size)
         constants |= {"AMSGRAD": amsgrad, **sizes}
         return adamw.adamw_kernel, constants, adamw.NUM_WARPS
     if name in ("square_sums", "accumulate"):
@@ -62,7 +62,7 @@ def source_of(variant: str):
 
 def compiled(variant: str, target: GPUTarget):
     """Compile one variant ahead of time."""
-    kernel, constants, warps = source_of(variant)
+    kernel, constants, warps = source_of(variant, target.warp_size)
     signature = {
         name: POINTERS.get(name, "i32") if name.islower() else "constexpr"
         for name in kernel.arg_names

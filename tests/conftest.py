@@ -53,6 +53,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def auto_is_eager() -> Iterator[None]:
+    """Lets no kernel have CPU tensors, whatever backends a run tests, but where a test asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(dispatch.TEST_VARIABLE, raising=False)
+        yield
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """A backend's name, of `cases.each_backend`; while it is in use, it takes the tests' tensors.

@@ -38,7 +38,7 @@ def trained(case: Case, backend: str, turn: int, steps: int = 3) -> Bench:
     if interpreted(backend):
         small = {(20, 30): (3, 2), (50,): (5,)}
         tensors = [dataclasses.replace(t, shape=small[t.shape]) for t in TENSORS]
-        tensors = in_turns(tensors, backend, turn + ONE_OF_EACH.index(case), of=7)
+        tensors = in_turns(tensors, backend, turn + ONE_OF_EACH.index(case), of=10)
     bench = Bench(case, tensors, backend)
     bench.randomise_params(-2, 0)
     for _ in range(steps):

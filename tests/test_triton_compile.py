@@ -33,7 +33,7 @@ EVERY = [
 ]
 
 RESIDENT = {
-    **{"adamw": 5, "square_sums": 5, "accumulate": 5, "finalise": 4, "totals": 4},
+    **dict.fromkeys(("adamw", "square_sums", "accumulate", "finalise", "totals"), 4),
     # Few, but each thread of them has up to four 128-bit loads on their way at a time.
     **{"statistics": 1, "update_sums": 1, "apply": 3},
 }

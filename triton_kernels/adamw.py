@@ -42,6 +42,7 @@ TAIL_SIZES = {False: 256, True: 128}
 """Elements held at a time where a chunk is no run of whole vectors, and offsets take registers; by
 whether there is amsgrad, whose maximum has an offset of its own."""
 NUM_WARPS = 4
+WARP_SIZE = 64 if torch.version.hip else 32
 
 SCALARS = ("num_chunks", "clip_stride", "seed_low", "seed_high")
 POINTERS = ("records", "rows", "chunks", "grad_scale", "found_inf", "clip")
@@ -67,12 +68,12 @@ def adamw_(bucket, launch) -> None:
         DTYPE=DTYPES[bucket.key.dtype],
         MODE=bucket.key.mode,
         AMSGRAD=bucket.key.amsgrad,
-        **sizes(bucket.key.dtype, bucket.key.amsgrad, draws),
+        **sizes(bucket.key.dtype, bucket.key.amsgrad, draws, WARP_SIZE),
         num_warps=NUM_WARPS,
     )
 
 
-def sizes(dtype: torch.dtype, amsgrad: bool, draws: bool) -> dict[str, int]:
+def sizes(dtype: torch.dtype, amsgrad: bool, draws: bool, warp_size: int) -> dict[str, int]:
     """Return the elements of a chunk, and those that a program holds in registers at a time.
 
     Eight elements share a Philox block, so a thread should hold eight. Where nothing is drawn it
@@ -83,7 +84,8 @@ def sizes(dtype: torch.dtype, amsgrad: bool, draws: bool) -> dict[str, int]:
     return {
         "CHUNK": CHUNK_SIZE,
         "BLOCK": 1024 if eight else 512,
-        "TAIL": TAIL_SIZES[amsgrad],
+        # Of fewer elements than threads, Triton 3.6 fails to compile some variants for AMD.
+        "TAIL": max(TAIL_SIZES[amsgrad], NUM_WARPS * warp_size),
     }
 
 
