@@ -110,7 +110,8 @@ FUSED_DEVICE void ApplyTile(const Params& params, const TensorTask& task, int32_
   const LaneRuns runs = RunsOf(task.shape, PlaceOfTile(task.shape, tile));
   const float numel = static_cast<float>(task.t.global_numel);
   const float* scalars = task.Scratch();
-  const Scaling scaling = ScalingOf(task.row, scalars[kAlpha], scalars[kUpdateSum], numel);
+  const Scaling scaling =
+      ScalingOf(task.row, LoadEntry(scalars + kAlpha), LoadEntry(scalars + kUpdateSum), numel);
   const ApplyTask apply = {task.t, task.row, task.prepare, scaling, task.draw};
   if (!IsFast(task, tile) || task.shape.tiny) {
     ApplySingly(params, task, apply, runs);

@@ -206,21 +206,25 @@ FUSED_DEVICE void StoreHalfWord(char* to, uint32_t bits) {
 }
 FUSED_DEVICE double LoadDouble(const char* from) { return *reinterpret_cast<const double*>(from); }
 
-// An entry of a table in global memory, which is said again as the compiler forgets it in loops.
+// An entry of a table or of scratch in global memory, which is said at each access: the compiler
+// forgets it in loops, and of an address that was in shared memory.
 template <typename T>
 FUSED_DEVICE T LoadEntry(const T* from) {
   __builtin_assume(__isGlobal(from));
   return *from;
 }
 
+template <typename T>
+FUSED_DEVICE void StoreEntry(T* to, T value) {
+  __builtin_assume(__isGlobal(to));
+  *to = value;
+}
+
 // An entry that no kernel writes.
 FUSED_DEVICE int64_t LoadConstant(const int64_t* from) { return __ldg(from); }
 
 FUSED_DEVICE float LoadStatistic(const float* from) { return LoadEntry(from); }
-FUSED_DEVICE void StoreStatistic(float* to, float x) {
-  __builtin_assume(__isGlobal(to));
-  *to = x;
-}
+FUSED_DEVICE void StoreStatistic(float* to, float x) { StoreEntry(to, x); }
 
 // What another block stored before it arrived at a counter; never out of this processor's cache.
 FUSED_DEVICE float LoadFresh(const float* from) { return __ldcg(from); }

@@ -8,16 +8,17 @@ namespace fused_optim {
 FUSED_DEVICE void FinaliseTensor(const TensorTask& task, float clip) {
   if (ThreadIndex() != 0) return;
   const float numel = static_cast<float>(task.t.global_numel);
-  const float rms = SquareRoot(Divide(task.Scratch()[kParamSum], numel));
+  const float rms = SquareRoot(Divide(LoadEntry(task.Scratch() + kParamSum), numel));
   if ((task.row.flags & kScaleParameter) != 0 && task.t.rms != 0) {
-    *GlobalPointer<float>(task.t.rms) = rms;
+    StoreEntry(GlobalPointer<float>(task.t.rms), rms);
   }
-  task.Scratch()[kAlpha] = StepSize(task.row, rms);
+  StoreEntry(task.Scratch() + kAlpha, StepSize(task.row, rms));
   if (!task.shape.linear || task.shape.tiny || !task.Factored()) return;
-  float* r = GlobalPointer<float>(task.t.exp_avg_sq);
-  *r = AdvanceMean(task.row, *r, task.Scratch()[kGradSum], clip * clip,
-                   static_cast<float>(task.t.global_cols));
-  task.Scratch()[kRowFactor] = InverseRoot(Divide(*r, NanMax(*r, task.row.mean_floor)));
+  float* state = GlobalPointer<float>(task.t.exp_avg_sq);
+  const float r = AdvanceMean(task.row, LoadEntry(state), LoadEntry(task.Scratch() + kGradSum),
+                              clip * clip, static_cast<float>(task.t.global_cols));
+  StoreEntry(state, r);
+  StoreEntry(task.Scratch() + kRowFactor, InverseRoot(Divide(r, NanMax(r, task.row.mean_floor))));
 }
 
 FUSED_DEVICE void FinaliseLines(const TensorTask& task, const LineJob& job, float clip) {
@@ -27,7 +28,7 @@ FUSED_DEVICE void FinaliseLines(const TensorTask& task, const LineJob& job, floa
   if (!job.is_row) {
     const int64_t at = job.batch * shape.cols + job.line;
     float* state = GlobalPointer<float>(task.t.max_exp_avg_sq) + at;
-    const float sum = job.valid ? task.Scratch()[task.map.col_sums + at] : 0.0f;
+    const float sum = job.valid ? LoadEntry(task.Scratch() + task.map.col_sums + at) : 0.0f;
     if (job.valid) {
       StoreStatistic(state, AdvanceMean(task.row, LoadStatistic(state), sum, clip * clip, rows));
     }
@@ -44,9 +45,9 @@ FUSED_DEVICE void FinaliseLines(const TensorTask& task, const LineJob& job, floa
   const int64_t at = job.batch * shape.rows + job.line;
   float* state = GlobalPointer<float>(task.t.exp_avg_sq) + at;
   float* sum = task.Scratch() + task.map.row_sums + at;
-  const float r = AdvanceMean(task.row, LoadStatistic(state), *sum, clip * clip, cols);
+  const float r = AdvanceMean(task.row, LoadStatistic(state), LoadEntry(sum), clip * clip, cols);
   StoreStatistic(state, r);
-  *sum = InverseRoot(Divide(r, NanMax(mean, task.row.mean_floor)));
+  StoreEntry(sum, InverseRoot(Divide(r, NanMax(mean, task.row.mean_floor))));
 }
 
 // F3 of a linear tensor, element by element.

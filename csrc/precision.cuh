@@ -87,7 +87,7 @@ FUSED_DEVICE void DecodeParam(const RawParam<N>& raw, float (&values)[N]) {
 
 template <int64_t kDtype, Mode kMode, int N>
 FUSED_DEVICE RawParam<N> EncodeParam(const float (&values)[N], const Draw& draw, int64_t element) {
-  RawParam<N> raw;
+  RawParam<N> raw = {};
   if constexpr (kDtype == kFloat32) {
 #pragma unroll
     for (int i = 0; i < N; ++i) raw.param.words[i] = FloatBits(values[i]);

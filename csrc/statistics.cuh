@@ -68,7 +68,7 @@ FUSED_DEVICE void SumSteps(const Params& params, const TensorTask& task, const L
     if (!runs.linear) {
       const float row_sum = LaneSum(sum, 1 << task.shape.lane_bits);  // [F1]
       if (Lane() % (1 << task.shape.lane_bits) == 0 && step < runs.steps) {
-        row_sums[step * runs.rows_per_step] = row_sum;
+        StoreEntry(row_sums + step * runs.rows_per_step, row_sum);
       }
     }
     if (!sums_params) continue;
@@ -125,8 +125,8 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
   const float g_total = BlockSum(sums.g);  // its barriers also order `columns`
   const float p_total = BlockSum(sums.p);
   if (ThreadIndex() == 0) {
-    task.Scratch()[task.map.tile_sums + tile] = g_total;
-    task.Scratch()[task.map.tile_params + tile] = p_total;
+    StoreEntry(task.Scratch() + task.map.tile_sums + tile, g_total);
+    StoreEntry(task.Scratch() + task.map.tile_params + tile, p_total);
   }
   if (!shape.linear) {
     const int across = 1 << shape.across_bits;
@@ -140,7 +140,7 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
       for (int warp = col >> shape.StripBits(); warp < kWarps; warp += across) {
         sum += columns[warp][at];
       }
-      to[col] = sum;
+      StoreEntry(to + col, sum);
     }
   }
   Barrier();  // before the next tile's columns
@@ -150,19 +150,19 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
 // first of them.
 FUSED_DEVICE float FoldTiles(float* sums, int64_t count, int64_t stride) {
   ChainSum sum;
-  for (int64_t i = 0; i < count; ++i) sum.Add(sums[i * stride]);
-  sums[0] = sum.Total();
-  return sums[0];
+  for (int64_t i = 0; i < count; ++i) sum.Add(LoadEntry(sums + i * stride));
+  StoreEntry(sums, sum.Total());
+  return sum.Total();
 }
 
 FUSED_DEVICE void FoldTensor(const TensorTask& task, float* sum_out) {
   const float g_sum = BlockSum(StridedSum(task.Scratch() + task.map.tile_sums, task.shape.tiles));
   const float p_sum = BlockSum(StridedSum(task.Scratch() + task.map.tile_params, task.shape.tiles));
   if (ThreadIndex() != 0) return;
-  task.Scratch()[kGradSum] = g_sum;
-  task.Scratch()[kParamSum] = p_sum;
-  task.Scratch()[kArrived] = BitsFloat(0);
-  if (sum_out != nullptr) *sum_out = g_sum;
+  StoreEntry(task.Scratch() + kGradSum, g_sum);
+  StoreEntry(task.Scratch() + kParamSum, p_sum);
+  StoreEntry(task.Scratch() + kArrived, BitsFloat(0));
+  if (sum_out != nullptr) StoreEntry(sum_out, g_sum);
 }
 
 FUSED_DEVICE void FoldLines(const TensorTask& task, const LineJob& job) {
@@ -179,14 +179,14 @@ FUSED_DEVICE void FoldLines(const TensorTask& task, const LineJob& job) {
     float* sums = task.Scratch() + task.map.row_sums + at;
     const float sum = FoldTiles(sums, shape.strips, shape.batch * shape.rows);
     mean = Divide(sum, static_cast<float>(task.t.global_cols));
-    old = GlobalPointer<const float>(task.t.exp_avg_sq)[at];
+    old = LoadEntry(GlobalPointer<const float>(task.t.exp_avg_sq) + at);
   }
   const float means = BlockSum(mean);
   const float olds = BlockSum(old);
   if (ThreadIndex() == 0) {
     const int64_t slot = job.batch * shape.row_jobs + job.job;
-    task.Scratch()[task.map.line_means + slot] = means;
-    task.Scratch()[task.map.line_old + slot] = olds;
+    StoreEntry(task.Scratch() + task.map.line_means + slot, means);
+    StoreEntry(task.Scratch() + task.map.line_old + slot, olds);
   }
 }
 

@@ -65,13 +65,13 @@ FUSED_DEVICE void SumUpdatesOfTile(const TensorTask& task, int32_t tile) {
   const LaneRuns runs = RunsOf(task.shape, PlaceOfTile(task.shape, tile));
   const bool fast = IsFast(task, tile) && !task.shape.tiny;
   const float sum = BlockSum(fast ? SumUpdates<true>(task, runs) : SumUpdates<false>(task, runs));
-  if (ThreadIndex() == 0) task.Scratch()[task.map.tile_sums + tile] = sum;
+  if (ThreadIndex() == 0) StoreEntry(task.Scratch() + task.map.tile_sums + tile, sum);
 }
 
 // The sum of the tensor, once its tiles are there. All threads of the block must call it.
 FUSED_DEVICE void FoldUpdateSums(const TensorTask& task) {
   const float total = BlockSum(StridedSum(task.Scratch() + task.map.tile_sums, task.shape.tiles));
-  if (ThreadIndex() == 0) task.Scratch()[kUpdateSum] = total;
+  if (ThreadIndex() == 0) StoreEntry(task.Scratch() + kUpdateSum, total);
 }
 
 }  // namespace fused_optim

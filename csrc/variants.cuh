@@ -8,6 +8,8 @@
 
 namespace fused_optim {
 
+// What is run may be for the host alone, or for the device, as its caller is: nvcc need not warn.
+#pragma nv_exec_check_disable
 template <int64_t kDtype, Mode kMode, typename Function>
 FUSED_MATH bool RunIf(int64_t dtype, Mode mode, const Function& run) {
   if (dtype != kDtype || mode != kMode) return false;
@@ -17,6 +19,7 @@ FUSED_MATH bool RunIf(int64_t dtype, Mode mode, const Function& run) {
 
 // Calls run(dtype, mode) with the two as std::integral_constant; what run names is compiled for
 // all. Returns whether there is such a pair.
+#pragma nv_exec_check_disable
 template <typename Function>
 FUSED_MATH bool RunVariant(int64_t dtype, Mode mode, const Function& run) {
   return RunIf<kFloat32, kNone>(dtype, mode, run) || RunIf<kBFloat16, kNearest>(dtype, mode, run) ||

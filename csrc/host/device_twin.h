@@ -70,6 +70,11 @@ T LoadEntry(const T* from) {
   return *from;
 }
 
+template <typename T>
+void StoreEntry(T* to, T value) {
+  *to = value;
+}
+
 inline int64_t LoadConstant(const int64_t* from) { return *from; }
 
 inline float LoadStatistic(const float* from) { return LoadAs<float>(from); }
