@@ -23,8 +23,8 @@ replacement that is not LRU, and to lines kept in both partitions."""
 LAUNCH_US = 4.0
 """Microseconds that a launch adds to a step: start, fill and drain. An assumption."""
 
-BLOCKS_PER_SM = 1
-"""Blocks of Adafactor's tile kernels that an SM holds: they are compiled for one."""
+BLOCKS_PER_SM = 2
+"""Blocks of Adafactor's tile kernels that an SM holds: they are compiled for two."""
 
 
 @dataclass(frozen=True)
