@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +25,9 @@ import torch
 from torch import nn
 
 import fused_optim
+from bench import ROOT, machine
 from fused_optim import torch_compat
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 IMAGE = ROOT / "docs" / "images" / "precision_curves.png"
 sys.path.append(str(ROOT / "examples"))
@@ -190,18 +188,6 @@ def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
                 yield recipe, seed
 
 
-def machine() -> dict[str, Any]:
-    """Return what losses may depend on beside the settings."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "fused_optim": fused_optim.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Return the results so far.
 
@@ -210,7 +196,8 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """
     wanted = {**dataclasses.asdict(settings), "corpus": corpus.name, "digest": corpus.digest}
     if not path.exists():
-        return {"settings": wanted, "machine": machine(), "runs": []}
+        here = dataclasses.asdict(machine.describe(torch.device("cpu")))
+        return {"settings": wanted, "machine": here, "runs": []}
     results = json.loads(path.read_text())
     if results["settings"] != wanted:
         raise ValueError(
