@@ -232,8 +232,8 @@ def tensor_cases(shift: int, backend: str = "eager") -> list[TensorCase]:
     meets every shape in every combination.
 
     Where a kernel is interpreted, the dtypes of gradients and states take turns too, every dtype
-    and mode with two and one of them at a time: six cases meet every combination. What a kernel
-    does with a dtype depends on no option of the optimizer, which are but numbers to it.
+    and mode with one of each at a time, so that twelve cases meet every combination. What a kernel
+    does with a dtype depends on no option of the optimizer: these are but numbers to it.
     """
     shapes = itertools.islice(itertools.cycle(SHAPES), shift % len(SHAPES), None)
     few = interpreted(backend)
@@ -241,8 +241,8 @@ def tensor_cases(shift: int, backend: str = "eager") -> list[TensorCase]:
     for turn, (dtype, mode) in enumerate(DTYPE_MODES, shift):
         states = STATE_DTYPES if dtype is not torch.float64 else STATE_DTYPES[:1]
         if few:
-            states = [states[turn // 2 % len(states)]]
-        grads = FLOATS[turn % 2 :: 2] if few else FLOATS
+            states = [states[turn // 4 % len(states)]]
+        grads = FLOATS[turn % 4 :: 4] if few else FLOATS
         tensors += [
             TensorCase(next(shapes), dtype, mode, grad_dtype, state_dtype)
             for grad_dtype, state_dtype in itertools.product(grads, states)
