@@ -91,7 +91,7 @@ def bench_of_patterns(case: Case, backend: str, limit: float) -> tuple[Bench, li
     """Return a bench whose parameters hold every pattern, for Adafactor also as a matrix."""
     tensors, values = [], []
     turn = EVERY.index(case)
-    # Kernels on a CPU take long for every value; the 21 cases meet every mode seven times.
+    # Kernels on a CPU take long for every value; the 15 cases meet every mode five times.
     emulated = backend != "eager" and device_of(backend).type == "cpu"
     some_modes = DTYPE_MODES[turn % 3 :: 3] if emulated else DTYPE_MODES
     for dtype, mode in some_modes:
