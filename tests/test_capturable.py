@@ -35,7 +35,9 @@ OPTIMIZERS: dict[str, tuple[Make, dict[str, Any]]] = {
 }
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 # What only the plan decides on is not tried on Triton as well, whose interpreter is slow.
-each_plan = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"] or BACKENDS)
+each_plan = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if b != "triton"] or BACKENDS, indirect=True
+)
 MODEL = (((9, 7), torch.float32), ((9,), torch.float32), ((5, 16), torch.bfloat16))
 
 

@@ -17,7 +17,8 @@ VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
     [
         (True, "cuda,triton", "['cuda', 'triton'] cuda None"),
         (False, "triton", "['triton'] cpu triton"),
-        (False, None, "['eager'] cpu None"),
+        (True, None, "['eager', 'cuda', 'triton'] cpu None"),
+        (False, None, "['eager', 'cuda', 'triton'] cpu None"),
     ],
 )
 def test_backends(gpu: bool, named: str | None, expected: str) -> None:

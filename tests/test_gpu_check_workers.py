@@ -47,7 +47,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_optimizer_mode_and_layout_is_stepped() -> None:
     cases = list(sanitize_worker.cases())
-    assert len(set(cases)) == len(cases) == (5 * (1 + 5 + 4) + 3) * 2
+    alike = [name for name in sanitize_worker.OPTIMIZERS if name != "sums"]  # which know no modes
+    assert len(set(cases)) == len(cases) == (len(alike) * (1 + 5 + 4) + 3) * 2
     for layout in sanitize_worker.LAYOUTS:
         params = sanitize_worker.parameters(torch.bfloat16, layout, "cpu")
         grads = [p.main_grad for p in params]

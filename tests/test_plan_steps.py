@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import bucketing, dispatch, plan_upload
+from fused_optim import bucketing, dispatch, plan_upload, steady
 from fused_optim.launch import Bucket, Launch
 
 CPU = torch.device("cpu")
@@ -136,6 +136,9 @@ def changes() -> dict:
     def state(optimizer, params):
         optimizer.state[params[0]]["exp_avg"] = torch.ones_like(params[0])
 
+    def order_of_states(optimizer, params):
+        optimizer.state[params[0]] = optimizer.state.pop(params[0])
+
     def loaded(optimizer, params):
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
@@ -160,6 +163,7 @@ def changes() -> dict:
         strides,
         param_data,
         state,
+        order_of_states,
         loaded,
         added,
         replaced,
@@ -188,6 +192,17 @@ def test_every_change_is_seen(seen: list, name: str) -> None:
         assert (records[index, 7] != 0) == (not grad.is_contiguous())
         row = records[index, 10]
         assert seen[-1][2].rows[row, 11] == state["step"]
+
+
+def test_another_tensor_of_the_same_id_is_another() -> None:
+    value = torch.ones(3)
+    column = steady._Column("exp_avg", [value], [True])
+    assert column.same_in([{"exp_avg": value}]) == [value]
+    old = id(value)
+    del value
+    others = (torch.ones(3) for _ in range(100))
+    value = next((other for other in others if id(other) == old), torch.ones(3))
+    assert column.same_in([{"exp_avg": value}]) is None
 
 
 def test_sparse_gradients_still_get_their_error(seen: list) -> None:

@@ -58,12 +58,10 @@ from .sums import long_sum
 def step_scalars(record, row_ptr, words, alpha, u_sum):
     """Return (scale, decay, b1, omb1) of F7 to F9."""
     flags = tl.load(words + 14)
-    if ((flags & HOLD_IF_ZERO) != 0) & (u_sum == 0.0):
-        alpha = alpha * 0.0
+    alpha = tl.where(((flags & HOLD_IF_ZERO) != 0) & (u_sum == 0.0), 0.0, alpha)
     mean = tl.div_rn(u_sum, tl.load(record + GLOBAL_NUMEL).to(tl.float32))
     ratio = tl.div_rn(tl.sqrt_rn(mean), tl.load(row_ptr + 4))
-    if ((flags & CLIP_IGNORES_NAN) != 0) & (ratio != ratio):
-        ratio = alpha * 0.0 + 1.0
+    ratio = tl.where(((flags & CLIP_IGNORES_NAN) != 0) & (ratio != ratio), 1.0, ratio)
     scale = tl.div_rn(alpha, tl.maximum(ratio, 1.0, propagate_nan=tl.PropagateNan.ALL))  # [F7]
     decay = 1.0 - tl.load(row_ptr + 9) * alpha
     return scale, tl.load(row_ptr + 10), decay, tl.load(row_ptr + 7), tl.load(row_ptr + 8)
