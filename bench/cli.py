@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--op", type=_names(("adamw", "adafactor")), help="adamw, adafactor")
     flag("--shapes", type=_names(tuple(SHAPES)), help="lists of shapes")
     flag("--dtype", type=_names(tuple(DTYPES)), help="dtypes of parameters and gradients")
-    flag("--only", metavar="TEXT", help="setups and pairs whose names contain this")
+    flag("--only", metavar="TEXTS", help="setups and pairs whose names contain one of these")
     flag("--parts", type=_names(PARTS), default=PARTS, help="some of ratios, rows, memory")
     flag("--device", help="cuda or cpu; by default cuda where there is one")
     flag("--backend", choices=dispatch.BACKENDS, help="of this package's optimizers")
@@ -161,7 +161,7 @@ def _selected_pairs(options: argparse.Namespace) -> Iterator[tuple[Pair, str]]:
     for pair in PAIRS:
         if options.op and SETUPS[pair.ours].op not in options.op:
             continue
-        if options.only and options.only not in str(pair):
+        if not _named(str(pair), options.only):
             continue
         yield from ((pair, d) for d in pair.dtypes if not options.dtype or d in options.dtype)
 
@@ -170,10 +170,14 @@ def _selected_setups(options: argparse.Namespace) -> Iterator[tuple[Setup, str]]
     for setup in SETUPS.values():
         if options.op and setup.op not in options.op:
             continue
-        if options.only and options.only not in setup.name:
+        if not _named(setup.name, options.only):
             continue
         wanted = options.dtype or ("fp32", "bf16")
         yield from ((setup, dtype) for dtype in setup.dtypes if dtype in wanted)
+
+
+def _named(name: str, texts: str | None) -> bool:
+    return texts is None or any(text in name for text in texts.split(","))
 
 
 def _list(display: Display) -> None:
