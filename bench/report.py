@@ -47,14 +47,17 @@ def cpu_table(results: Results) -> str:
         f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; medians of "
         f"{min(ratio.rounds for ratio in ratios)} steps each, quartiles of the ratio in brackets.",
         "",
-        "| | instead of | dtype | shapes | before | after | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | instead of | dtype | shapes | before | after | ratio | goal |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for ratio in ratios:
         low, high = ratio.ratio_quartiles
         names = f"`{ratio.ours}` | {ratio.baseline} | {ratio.dtype} | {ratio.shapes}"
         times = f"{ratio.baseline_ms:.0f} ms | {ratio.ours_ms:.0f} ms"
-        lines.append(f"| {names} | {times} | {ratio.ratio:.2f} [{low:.2f}, {high:.2f}] |")
+        goal = ""
+        if ratio.goal is not None:
+            goal = f" {ratio.goal:g}, {'met' if ratio.ratio >= ratio.goal else 'missed'}"
+        lines.append(f"| {names} | {times} | {ratio.ratio:.2f} [{low:.2f}, {high:.2f}] |{goal} |")
     return "\n".join(lines) + "\n"
 
 
