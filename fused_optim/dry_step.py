@@ -14,7 +14,9 @@ import torch
 
 from fused_optim import bucketing, precision, state
 from fused_optim.eager import adafactor, adamw, storage
+from fused_optim.eager import adafactor_stages as stages
 from fused_optim.eager.gradients import preparation
+from fused_optim.eager.tiles import part
 from fused_optim.launch import STATE_FIELDS, Bucket, Launch, TensorEntry
 
 _STATISTICS = ("exp_avg_sq", "max_exp_avg_sq")  # what Adafactor writes before it updates
@@ -145,11 +147,12 @@ def _walk_adamw(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
 
 
 def _walk_adafactor(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
-    adafactor.adafactor_finalise_(bucket, launch)
-    adafactor.adafactor_update_sums(bucket, launch)
-    for work, one in zip(bucket.scratch, ones, strict=True):
-        if one.param.numel() == 0:
-            continue
+    works = [work for work in bucket.scratch if work.tiles]
+    stages.finalise_(works, launch)
+    stages.sum_updates(works)
+    stages.scale(works)
+    for work in works:
+        one = ones[work.index]
         # All of the gradient goes into each statistic, and they into every update: where one
         # element is not finite, nothing else is to blame for what becomes of the rest.
         clean = one.counts["non-finite", "gradient"] == 0
@@ -158,15 +161,15 @@ def _walk_adafactor(bucket: Bucket, launch: Launch, ones: list[Examined]) -> Non
             name, new = one.keys[STATE_FIELDS.index(field)], getattr(one.entry, field)
             if new is not None:
                 one.count_overflow(name, new, one.state.get(name, torch.zeros_like(g)), g)
-        moves = adafactor.scale_and_alpha(work)[1] != 0
-        decay = adafactor.decay_factor(work)
-        for _, at, u in adafactor.scaled_updates(work):
-            g = torch.where(clean, work.prepare(work.grad[at]), torch.nan)
-            param, extra = work.param[at], None if work.extra is None else work.extra[at]
+        moves = work.alpha != 0
+        decay = stages.decay_factor(work)
+        for _, at, u in stages.scaled_updates(work):
+            g = torch.where(clean, work.prepare(part(work.grad, at)), torch.nan)
+            param, extra = (part(tensor, at) for tensor in (work.param, work.extra))
             old = storage.decode(param, extra, one.mode)
             one.count_update(param, old, old * decay - u, g, moves)
             if work.exp_avg is not None:
-                moment = work.exp_avg[at]
+                moment = part(work.exp_avg, at)
                 one.count_overflow("exp_avg", u.to(moment.dtype), moment, g)
 
 

@@ -275,7 +275,7 @@ def test_no_temporary_is_as_large_as_a_parameter(make: Any) -> None:
                     sizes.append(t.untyped_storage().nbytes())
             return result
 
-    p = with_gradient(torch.ones(2048, 1024).bfloat16())
+    p = with_gradient(torch.ones(4096, 1024).bfloat16())
     optimizer = make([p])
     optimizer.step()
     tensors = [p, p.grad, *optimizer.state[p].values()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import ADAMW, SHAPES, Case, TensorCase, eager_only
 from parity import Bench
-from stored import bits
+from stored import as_float64, bits
 from tolerances import assert_same_bits, assert_within, ulp
 
 import fused_optim
@@ -32,6 +32,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(torch_fused, "run_", spy)
     return sizes
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each block of the plain path, whether the operator took it, as they come."""
+    taken: list[bool] = []
+    update = torch_fused.update_
+
+    def spy(*registers: Any) -> bool:
+        taken.append(update(*registers))
+        return taken[-1]
+
+    monkeypatch.setattr(torch_fused, "update_", spy)
+    return taken
 
 
 @pytest.fixture
@@ -100,6 +114,66 @@ def test_what_does_not_take_it(
         bench.set_gradients()
         bench.optimizer.step()
     assert calls == []
+
+
+BLOCKWISE = [
+    TensorCase((3, 5), torch.float32, "none", torch.bfloat16),
+    *(
+        TensorCase((3, 5), torch.bfloat16, mode)
+        for mode in ("nearest", "stochastic", "kahan", "split", "master")
+    ),
+]
+
+
+@pytest.mark.parametrize("case", ADAMW[::3], ids=str)
+@pytest.mark.parametrize("tensor", BLOCKWISE, ids=str)
+def test_blocks_take_the_operator(case: Case, tensor: TensorCase, blocks: list[bool]) -> None:
+    bench = Bench(case, [tensor])
+    bench.randomise(3)
+    bench.step_and_check(3, bench.set_gradients())
+    assert blocks == [True]
+
+
+@pytest.mark.parametrize("case", ADAMW[::3], ids=str)
+def test_clipped_blocks_take_the_operator(
+    case: Case, blocks: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, plain = (Bench(case, [FLOAT32[-1]], max_grad_norm=0.5) for _ in range(2))
+    for bench in (fast, plain):
+        bench.randomise(3)
+        bench.set_gradients()
+    start = as_float64(plain.params[0])
+    fast.optimizer.step()
+    monkeypatch.setattr(torch_fused, "available", lambda: False)
+    plain.optimizer.step()
+    assert blocks == [True, False]
+    p, q = (as_float64(bench.params[0]) for bench in (fast, plain))
+    assert_within(p, q, 4 * ulp(q, "float32") + 1e-6 * abs(q - start), "parameter")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_16_bits_are_worked_out_as_the_contract_says(
+    dtype: torch.dtype, blocks: list[bool]
+) -> None:
+    bench = Bench(ADAMW[0], [TensorCase((3, 5), torch.float32, state_dtype=dtype)])
+    bench.set_gradients()
+    bench.optimizer.step()
+    assert blocks == []
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e30}], ids=["bucket", "block"])
+@pytest.mark.parametrize("size", [1, 64])
+def test_the_maximum_keeps_a_nan(size: int, options: dict[str, float]) -> None:
+    """In a register of the operator's as in its remainder."""
+    p = torch.nn.Parameter(torch.ones(size))
+    optimizer = torch_compat.AdamW([p], amsgrad=True, **options)
+    for bad in (1.0, torch.nan):
+        p.grad = torch.ones(size)
+        p.grad[0] = bad
+        optimizer.step()
+    maximum = optimizer.state[p]["max_exp_avg_sq"]
+    assert maximum[0].isnan()
+    assert options or not maximum[1:].isnan().any()
 
 
 @pytest.mark.parametrize("which", ["parameter", "gradient"])

@@ -46,7 +46,11 @@ def _step_tensor(entry, row, prepare, mode: str, draw: Draw, dtype: torch.dtype)
     for first, (param, grad, extra, *moments) in blocks(stored):
         value = decode(param, extra, mode)
         m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
-        update_(value, prepare(grad), m, v, h, row)
+        g = prepare(grad)
+        # The operator rounds moments its own way, which stochastic rounding would make visible.
+        in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
+        if not (in_place and torch_fused.update_(value, g, m, v, h, row)):
+            update_(value, g, m, v, h, row)
         encode_(param, extra, value, mode, draw, first)
         for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):
             if moment is not None:

@@ -80,22 +80,24 @@ def random_halves(
     groups = torch.arange(start, (first + numel + 7) // 8, dtype=torch.int64, device=device)
     words = _philox4x32(groups, step & _LOW_32, stream, seed & _LOW_32, (seed >> 32) & _LOW_32)
     # Little-endian, the int16 halves of the words lie in the order of the elements.
-    halves = words.to(torch.int32).view(torch.int16).view(-1)
+    halves = words.view(torch.int16).view(-1)
     offset = first - 8 * start
     return (halves[offset : offset + numel].to(torch.int32) & 0xFFFF).view(shape)
 
 
 def _philox4x32(groups: torch.Tensor, step: int, stream: int, key0: int, key1: int) -> torch.Tensor:
-    """Return ``[groups, 4]``: ten rounds of Philox4x32 (Salmon et al., SC 2011), words in int64.
+    """Return ``[groups, 4]``: ten rounds of Philox4x32 (Salmon et al., SC 2011).
 
-    The low 64 bits of a product are the same signed and unsigned, so int64 may overflow here.
+    Words are the low halves of int64. What lies above them matters to nothing but products and is
+    cleared where those are next. The low 64 bits of a product are the same signed and unsigned, so
+    int64 may overflow here.
     """
     c0, c1 = groups & _LOW_32, groups >> 32
     c2, c3 = torch.full_like(groups, step), torch.full_like(groups, stream)
     for _ in range(10):
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0 = (product1 >> 32).bitwise_and_(_LOW_32).bitwise_xor_(c1).bitwise_xor_(key0)
-        c2 = (product0 >> 32).bitwise_and_(_LOW_32).bitwise_xor_(c3).bitwise_xor_(key1)
-        c1, c3 = product1.bitwise_and_(_LOW_32), product0.bitwise_and_(_LOW_32)
+        c0 = (product1 >> 32).bitwise_xor_(c1).bitwise_xor_(key0).bitwise_and_(_LOW_32)
+        c2 = (product0 >> 32).bitwise_xor_(c3).bitwise_xor_(key1).bitwise_and_(_LOW_32)
+        c1, c3 = product1, product0
         key0, key1 = (key0 + 0x9E3779B9) & _LOW_32, (key1 + 0xBB67AE85) & _LOW_32
-    return torch.stack((c0, c1, c2, c3), dim=1)
+    return torch.stack([word.to(torch.int32) for word in (c0, c1, c2, c3)], dim=1)

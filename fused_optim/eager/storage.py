@@ -14,7 +14,7 @@ import torch
 from . import rounding
 
 # Elements per block. On CPU a block's registers stay in L2; elsewhere launches are what costs.
-_BLOCK = {"cpu": 1 << 17}
+_BLOCK = {"cpu": 1 << 19}
 _BLOCK_ELSEWHERE = 1 << 22
 
 

@@ -1,7 +1,8 @@
 """A fast path for AdamW on CPU: torch's own fused operators, where they fit.
 
-They are private to torch, so their schema is checked once before the first use; where it is not the
-expected one, or a bucket does not fit, the plain path in adamw.py runs instead.
+They take a whole float32 bucket at once, or else the registers of one block. They are private to
+torch, so their schema is checked once before the first use; where it is not the expected one, or
+the operands do not fit, the plain path in adamw.py runs instead.
 """
 
 from __future__ import annotations
@@ -42,14 +43,13 @@ def available() -> bool:
 
 
 def covers(bucket, launch) -> bool:
-    """Return whether the operators compute exactly what the bucket asks for."""
-    key = bucket.key
+    """Return whether the operators compute exactly what the bucket asks for, as it is stored."""
     return (
-        key.device.type == "cpu"
-        and key.dtype is torch.float32
+        bucket.key.device.type == "cpu"
+        and bucket.key.dtype is torch.float32
         and launch.clip is None
         and launch.grad_scale is None
-        and all(_row_fits(row) for row in bucket.rows)
+        and all(_row_fits(row) and _gradient_is_plain(row) for row in bucket.rows)
         and _entries_fit(bucket.entries)
         and available()
     )
@@ -61,15 +61,33 @@ def run_(bucket) -> None:
     for entry in bucket.entries:
         by_row[entry.row].append(entry)
     for row, entries in zip(bucket.rows, by_row, strict=True):
-        if entries:
-            _step_row(row, entries, bucket.key.amsgrad)
+        if not entries:
+            continue
+        registers = [
+            [getattr(entry, field) for entry in entries]
+            for field in ("param", "grad", "exp_avg", "exp_avg_sq")
+        ]
+        maxima = [entry.max_exp_avg_sq for entry in entries] if bucket.key.amsgrad else []
+        _step(row, *registers, maxima, maximize=row.grad_mul < 0.0)
 
 
-def _step_row(row, entries: list, amsgrad: bool) -> None:
-    params = [entry.param for entry in entries]
-    exp_avgs = [entry.exp_avg for entry in entries]
-    exp_avg_sqs = [entry.exp_avg_sq for entry in entries]
-    maxima = [entry.max_exp_avg_sq for entry in entries] if amsgrad else []
+def update_(p, g, m, v, h, row) -> bool:
+    """Run `adamw.update_` on registers by one operator, where that is possible.
+
+    Returns:
+        Whether it was; otherwise nothing was written.
+    """
+    registers = [t for t in (p, g, m, v, h) if t is not None]
+    fits = all(t.dtype is torch.float32 and t.is_contiguous() for t in registers)
+    if not (fits and p.device.type == "cpu" and _row_fits(row) and available()):
+        return False
+    _step(row, [p], [g], [m], [v], [] if h is None else [h], maximize=False)
+    return True
+
+
+def _step(
+    row, params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, maxima: list, *, maximize
+) -> None:
     # step_size*m / (sqrt(v)*denom_scale + eps), divided through by denom_scale.
     lr = row.step_size / row.denom_scale
     l2 = row.l2 != 0.0
@@ -77,7 +95,7 @@ def _step_row(row, entries: list, amsgrad: bool) -> None:
     _run(
         torch.ops.aten._fused_adam_.default if l2 else torch.ops.aten._fused_adamw_.default,
         params,
-        [entry.grad for entry in entries],
+        grads,
         exp_avgs,
         exp_avg_sqs,
         maxima,
@@ -86,8 +104,10 @@ def _step_row(row, entries: list, amsgrad: bool) -> None:
         beta2=row.b2,
         weight_decay=row.l2 if l2 else decay,
         eps=row.eps / row.denom_scale,
-        maximize=row.grad_mul < 0.0,
+        maximize=maximize,
     )
+    if maxima:  # the operator's maximum of a number and NaN may be the number
+        torch._foreach_maximum_(maxima, exp_avg_sqs)
     if row.decay_after != 1.0:
         torch._foreach_mul_(params, row.decay_after)
     for tensors in (params, exp_avgs, exp_avg_sqs, maxima):
@@ -138,9 +158,11 @@ def _count_write(tensors: list) -> None:
 def _row_fits(row) -> bool:
     # The operators have either L2 or decoupled decay, and apply the latter through lr. Where that
     # is 0, they would turn a parameter of -0 into +0.
-    decays_alone = row.decay_before == 1.0 or row.l2 == 0.0
-    plain_gradient = row.clip_value == math.inf and abs(row.grad_mul) == 1.0
-    return decays_alone and plain_gradient and row.step_size != 0.0
+    return (row.decay_before == 1.0 or row.l2 == 0.0) and row.step_size != 0.0
+
+
+def _gradient_is_plain(row) -> bool:
+    return row.clip_value == math.inf and abs(row.grad_mul) == 1.0
 
 
 def _entries_fit(entries: list) -> bool:
