@@ -209,6 +209,13 @@ def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Pat
     assert command[command.index("--tool") + 1] == "memcheck"
     assert command[command.index("--backend") + 1] == "triton"
     assert command[command.index("--seconds") + 1] == "150"
+    excluded = command[command.index("--kernel-name-exclude") + 1].partition("=")[2]
+    assert excluded in "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEE"
+    assert excluded not in "_ZN11fused_optim_GLOBAL__N_111AdamWKernelILl0ELNS_4ModeE0ELb0EEE"
+    command = stages.smoke("triton", 20).command(where)
+    assert {"bench.smoke_shares", "--compare", "--seconds"} <= set(command)
+    assert command[command.index("--jobs") + 1] == "10"
+    assert "bench.sanitize_worker" in stages.smoke("cuda", 20).command(where)
     where.found["packages"] = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
     command = plan.parity("cuda", 60).command(where)
     assert "--timeout" not in command
