@@ -62,12 +62,16 @@ class Context:
         return self.work / f"{stage}.json"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the variables of a stage: the build, then the checkout for ``bench``."""
+        """Return the variables of a stage: the build, then the checkout for ``bench``.
+
+        Then what PYTHONPATH names, where a bare machine may keep the peers that it was brought.
+        """
         hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         if self.device == "cpu":  # no kernels are built for a CPU
             more = {k: v for k, v in more.items() if k != "FUSED_OPTIM_TEST_BACKEND"}
-        path = os.pathsep.join([str(self.site), str(ROOT)])
+        places = (str(self.site), str(ROOT), os.environ.get("PYTHONPATH"))
+        path = os.pathsep.join(filter(None, places))
         return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 

@@ -182,9 +182,10 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys) -> None:
 def test_the_build_under_test_comes_before_the_checkout(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FUSED_OPTIM_BACKEND", "eager")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", "/peers")
     where = context(tmp_path, "cuda")
     variables = where.environment(FUSED_OPTIM_TEST_BACKEND="cuda")
-    assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT)]
+    assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT), "/peers"]
     assert "FUSED_OPTIM_BACKEND" not in variables and "TRITON_INTERPRET" not in variables
     assert variables["FUSED_OPTIM_TEST_BACKEND"] == "cuda"
     (where.site / "fused_optim").mkdir(parents=True)
