@@ -105,6 +105,17 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     assert "- lacking: there is no such tool" in page(tmp_path)
 
 
+def test_a_page_is_drawn_where_that_is_possible(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    with pytest.raises(engine.Skip, match="nothing was measured"):
+        plan.report_command(where)
+    where.results.write_text("{}")
+    assert str(where.results) in plan.report_command(where)
+    where.found["packages"] = {"matplotlib": None}
+    with pytest.raises(engine.Skip, match="matplotlib is not installed"):
+        plan.report_command(where)
+
+
 def test_it_is_told_to_end(tmp_path: Path) -> None:
     """SIGTERM: the stage is killed, and what was found is there."""
     code = f"""if True:
