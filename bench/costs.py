@@ -11,6 +11,10 @@ from bench.setups import DTYPES, OURS
 from bench.subject import Subject
 from fused_optim import precision
 
+_MOST_TRACED = 2000
+"""Tensors of a peer's step that is traced: of loops over more, torch takes minutes to make a table,
+and no goal speaks of what peers launch."""
+
 _LAUNCH = re.compile(r"cu(da)?Launch(Cooperative)?Kernel")
 
 
@@ -30,7 +34,8 @@ def traffic_bytes(subject: Subject) -> float | None:
 def launches(subject: Subject) -> int | None:
     """Return how many kernels a step launches: traced on a GPU, from the counts elsewhere."""
     if subject.device.type == "cuda":
-        return _traced_launches(subject)
+        traced = subject.setup.source == OURS or subject.tensors <= _MOST_TRACED
+        return _traced_launches(subject) if traced else None
     if subject.setup.source != OURS or subject.backend == "eager":
         return None
     return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)

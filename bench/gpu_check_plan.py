@@ -125,6 +125,10 @@ def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collect
 def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
+    if context.found.get("packages", {}).get("matplotlib", "unknown") is None:
+        raise Skip(
+            "matplotlib is not installed; bench.report_html draws from results.json anywhere"
+        )
     curves = sorted((ROOT / "bench" / "results").glob("*/precision_curves.json"))
     words = ["--curves", curves[0]] if curves else []
     return module(context.python, "bench.report_html", context.results, context.out, *words)

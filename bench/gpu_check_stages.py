@@ -62,12 +62,16 @@ class Context:
         return self.work / f"{stage}.json"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the variables of a stage: the build, then the checkout for ``bench``."""
+        """Return the variables of a stage: the build, then the checkout for ``bench``.
+
+        Then what PYTHONPATH names, where a bare machine may keep the peers that it was brought.
+        """
         hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         if self.device == "cpu":  # no kernels are built for a CPU
             more = {k: v for k, v in more.items() if k != "FUSED_OPTIM_TEST_BACKEND"}
-        path = os.pathsep.join([str(self.site), str(ROOT)])
+        places = (str(self.site), str(ROOT), os.environ.get("PYTHONPATH"))
+        path = os.pathsep.join(filter(None, places))
         return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
@@ -152,25 +156,29 @@ def collect_build(context: Context, stage: Stage, outcome: Outcome) -> Collected
 # --- kernels on their own: smoke test, sanitizers, tensors beyond 2^31 ----------------------------
 
 
-def _worker(context: Context, stage: str, backend: str, *arguments: object) -> list[str]:
+def _worker(
+    context: Context, stage: str, backend: str, *arguments: object, jobs: int = 1
+) -> list[str]:
     backend = backend if context.device == "cuda" else "eager"
     words = ["--backend", backend, "--device", context.device, "--json", context.record(stage)]
     # A sanitizer counts what it found when the process ends.
     seconds = 0.75 * context.limit_s if context.device == "cuda" else 5
     words += ["--seconds", f"{seconds:.0f}", *arguments]
+    if jobs > 1 and context.device == "cuda":
+        return module(context.python, "bench.smoke_shares", "--jobs", jobs, *words)
     return module(context.python, "bench.sanitize_worker", *words)
 
 
 def smoke(backend: str, expected_s: float) -> Stage:
     name = f"smoke-{backend}"
-    return Stage(
-        name,
-        f"steps of every kernel of {backend} against eager",
-        expected_s,
-        180,
-        lambda context: _worker(context, name, backend, "--compare"),
-        collect_record,
-    )
+
+    def command(context: Context) -> list[str]:
+        # What Triton is to compile takes one core minutes; nvcc has done so before.
+        jobs = max(1, min(10, context.found["cores"] - 2)) if backend == "triton" else 1
+        return _worker(context, name, backend, "--compare", jobs=jobs)
+
+    title = f"steps of every kernel of {backend} against eager"
+    return Stage(name, title, expected_s, 180, command, collect_record)
 
 
 def sanitizer(tool: str, backend: str) -> Stage:
@@ -185,6 +193,7 @@ def sanitizer(tool: str, backend: str) -> Stage:
         # torch probes the driver with calls that fail, which is none of our kernels' business.
         options = ["--tool", tool, "--error-exitcode", str(SANITIZER_EXIT), "--print-limit", "20"]
         options += ["--report-api-errors", "no"] if tool == "memcheck" else []
+        options += ["--kernel-name-exclude", "kernel_substring=at6native"]  # nor are its kernels
         return [path, *options, *_worker(context, name, backend)]
 
     # Every tensor has an allocation of its own, so that going past its end is seen.

@@ -61,9 +61,14 @@ MODES = {
 }
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, str, str]]:
-    """Return every optimizer, dtype, mode and layout, those that are used most first."""
-    pairs = [(dtype, mode) for dtype, modes in MODES.items() for mode in modes]
+def cases(share: int = 0, of: int = 1) -> Iterator[tuple[str, torch.dtype, str, str]]:
+    """Return every optimizer, dtype, mode and layout, those that are used most first.
+
+    Args:
+        share: the number of a share; two of them have no dtype and mode, thus no kernel, in common.
+        of: how many shares there are.
+    """
+    pairs = [(dtype, mode) for dtype, modes in MODES.items() for mode in modes][share::of]
     for layout, (dtype, mode), name in itertools.product(LAYOUTS, pairs, OPTIMIZERS):
         if name == "sums" and mode != MODES[dtype][0]:  # they know no modes
             continue
@@ -116,14 +121,14 @@ class Worker:
 
     def run(self) -> int:
         """Run all cases for which there is time; returns how many failed."""
-        all_cases = list(cases())
+        all_cases = list(cases(*self.options.share))
         for number, case in enumerate(all_cases):
             if time.monotonic() > self.deadline:
                 self.notes.append(f"{number} of {len(all_cases)} cases, for want of time")
                 break
             begin = time.monotonic()
             alive = self.case(*case)
-            if number == 0:
+            if number == self.options.share[0] == 0:
                 self.notes.append(f"{STEPS} first steps in {time.monotonic() - begin:.1f} s")
             self.write()
             if not alive:
@@ -166,6 +171,11 @@ class Worker:
             write(self.options.json, json.dumps(record, indent=1))
 
 
+def _share(text: str) -> tuple[int, int]:
+    number, of = map(int, text.split("/"))
+    return number, of
+
+
 def main() -> int:
     """Run the cases and return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -173,6 +183,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case later")
+    parser.add_argument("--share", type=_share, default=(0, 1), help="as 0/4; default: all cases")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ[dispatch.ENVIRONMENT_VARIABLE] = options.backend  # for what takes no `backend`

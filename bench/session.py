@@ -106,7 +106,7 @@ class Session:
 
     def measure_row(self, setup: Setup, shapes: str, dtype: str) -> None:
         """Time a setup alone, unless a pair did."""
-        if (setup.name, shapes, dtype) in {row.key for row in self.results.rows}:
+        if self._has_row(setup, shapes, dtype):
             return
         self._check_fits(shapes, dtype, 1)
         subject = Subject(setup, shapes, dtype, self.device, self.backend)
@@ -206,7 +206,13 @@ class Session:
         finally:
             gc.enable()
 
+    def _has_row(self, setup: Setup, shapes: str, dtype: str) -> bool:
+        return (setup.name, shapes, dtype) in {row.key for row in self.results.rows}
+
     def _add_row(self, subject: Subject, shapes: str, times: timing.Times) -> None:
+        """Note what a subject took, unless an earlier pair has it already."""
+        if self._has_row(subject.setup, shapes, subject.dtype):
+            return
         low, median, high = timing.quartiles(times.ms)
         traffic = costs.traffic_bytes(subject)
         rate = traffic and traffic * subject.parameters / (1e6 * median)
@@ -229,8 +235,7 @@ class Session:
             copy_percent=round(100 * rate / copy.gb_per_s, 1) if rate and copy else None,
             launches=costs.launches(subject),
         )
-        if row.key not in {r.key for r in self.results.rows}:
-            self.results.rows.append(row)
+        self.results.rows.append(row)
 
     def _miss(self, what: str, why: str) -> None:
         self.results.missing.append(Missing(what, why))

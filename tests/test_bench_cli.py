@@ -81,6 +81,16 @@ def test_rows_of_a_pair_are_not_measured_again(tmp_path: Path, pairs) -> None:
     assert row.copy_percent == pytest.approx(share, rel=0.01, abs=0.06)
 
 
+def test_a_baseline_of_several_pairs_is_counted_once(tmp_path: Path, pairs, monkeypatch) -> None:
+    """Counting takes a trace on a GPU, which for long loops is slower than all of the timing."""
+    counted = []
+    monkeypatch.setattr("bench.costs.launches", lambda found: counted.append(found.setup.name))
+    pairs(PAIR, Pair("AdamW", PAIR.baseline, "default"))
+    status, found = measure(tmp_path / "a.json", "--parts", "ratios")
+    assert status == 0 and len(found.ratios) == 2
+    assert counted == [PAIR.ours, PAIR.baseline, "AdamW"]
+
+
 def test_compare_with_an_earlier_file(tmp_path: Path, pairs, capsys) -> None:
     pairs(PAIR)
     base, new = tmp_path / "base.json", tmp_path / "new.json"

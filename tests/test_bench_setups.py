@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import bench_package  # noqa: F401
 import pytest
@@ -188,6 +189,16 @@ def test_traffic_of_every_own_setup_was_counted(monkeypatch) -> None:
 )
 def test_what_counts_as_a_launch(name: str, counts: bool) -> None:
     assert bool(costs._LAUNCH.match(name)) is counts
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "traced"),
+    [("AdamW", 10_000, 1), ("torch AdamW for-loop", 1000, 1), ("torch AdamW for-loop", 3000, None)],
+)
+def test_long_loops_of_peers_are_not_traced(monkeypatch, name, tensors, traced) -> None:
+    monkeypatch.setattr(costs, "_traced_launches", lambda found: 1)
+    found = SimpleNamespace(setup=SETUPS[name], device=torch.device("cuda"), tensors=tensors)
+    assert costs.launches(found) == traced
 
 
 def test_eager_traffic_is_not_known() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,19 @@ def test_backends(gpu: bool, named: str | None, expected: str) -> None:
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True
     )
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_what_torch_says_of_itself_on_a_gpu_is_no_error() -> None:
+    """The first from the first backward pass with a matrix, the second from `test_graphs`."""
+    warnings.warn(
+        "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the "
+        "primary context... (Triggered internally at CublasHandlePool.cpp:270.)",
+        stacklevel=1,
+    )
+    warnings.warn(
+        "Synchronization debug mode is a prototype feature and does not yet detect all "
+        "synchronizing operations (Triggered internally at Module.cpp:1000.)",
+        stacklevel=1,
+    )
+    with pytest.raises(UserWarning):
+        warnings.warn("anything else", stacklevel=1)

@@ -105,6 +105,17 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     assert "- lacking: there is no such tool" in page(tmp_path)
 
 
+def test_a_page_is_drawn_where_that_is_possible(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    with pytest.raises(engine.Skip, match="nothing was measured"):
+        plan.report_command(where)
+    where.results.write_text("{}")
+    assert str(where.results) in plan.report_command(where)
+    where.found["packages"] = {"matplotlib": None}
+    with pytest.raises(engine.Skip, match="matplotlib is not installed"):
+        plan.report_command(where)
+
+
 def test_it_is_told_to_end(tmp_path: Path) -> None:
     """SIGTERM: the stage is killed, and what was found is there."""
     code = f"""if True:
@@ -182,9 +193,10 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys) -> None:
 def test_the_build_under_test_comes_before_the_checkout(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FUSED_OPTIM_BACKEND", "eager")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", "/peers")
     where = context(tmp_path, "cuda")
     variables = where.environment(FUSED_OPTIM_TEST_BACKEND="cuda")
-    assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT)]
+    assert variables["PYTHONPATH"].split(os.pathsep) == [str(where.site), str(ROOT), "/peers"]
     assert "FUSED_OPTIM_BACKEND" not in variables and "TRITON_INTERPRET" not in variables
     assert variables["FUSED_OPTIM_TEST_BACKEND"] == "cuda"
     (where.site / "fused_optim").mkdir(parents=True)
@@ -209,6 +221,13 @@ def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Pat
     assert command[command.index("--tool") + 1] == "memcheck"
     assert command[command.index("--backend") + 1] == "triton"
     assert command[command.index("--seconds") + 1] == "150"
+    excluded = command[command.index("--kernel-name-exclude") + 1].partition("=")[2]
+    assert excluded in "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEE"
+    assert excluded not in "_ZN11fused_optim_GLOBAL__N_111AdamWKernelILl0ELNS_4ModeE0ELb0EEE"
+    command = stages.smoke("triton", 20).command(where)
+    assert {"bench.smoke_shares", "--compare", "--seconds"} <= set(command)
+    assert command[command.index("--jobs") + 1] == "10"
+    assert "bench.sanitize_worker" in stages.smoke("cuda", 20).command(where)
     where.found["packages"] = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
     command = plan.parity("cuda", 60).command(where)
     assert "--timeout" not in command

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import fused_optim
-from bench import ROOT, gpu_check_build, large_worker, sanitize_worker, sweep, sweep_shapes
+from bench import (
+    ROOT,
+    gpu_check_build,
+    large_worker,
+    sanitize_worker,
+    sweep,
+    sweep_shapes,
+)
 from bench import gpu_check_pytest as recorder
 from bench.results import load
 from bench.shapes import SHAPES, numel
@@ -23,6 +30,7 @@ from bench.shapes import SHAPES, numel
 
 def worker(tmp_path: Path, seconds: float = 1e9) -> sanitize_worker.Worker:
     options = {"backend": "eager", "device": "cpu", "compare": True, "seconds": seconds}
+    options["share"] = (0, 1)
     return sanitize_worker.Worker(argparse.Namespace(json=tmp_path / "record.json", **options))
 
 
@@ -42,7 +50,7 @@ def test_sums_are_compared_too(tmp_path: Path) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitize_worker, "SHAPES", ((9,), (5, 3)))
     some = [case for case in sanitize_worker.cases() if case[0] == "AdamW"]
-    monkeypatch.setattr(sanitize_worker, "cases", lambda: iter(some))
+    monkeypatch.setattr(sanitize_worker, "cases", lambda *share: iter(some))
 
 
 def test_every_optimizer_mode_and_layout_is_stepped() -> None:
