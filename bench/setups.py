@@ -209,3 +209,8 @@ PEERS: dict[str, str] = {
     "transformer_engine": "transformer_engine",
 }
 """The sources that are neither this package nor torch: module to distribution."""
+
+
+def named(name: str, texts: str | None) -> bool:
+    """Return whether a name contains one of some texts, which commas separate; None is any."""
+    return texts is None or any(text in name for text in texts.split(","))

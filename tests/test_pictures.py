@@ -46,8 +46,20 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("name", [*pictures.PICTURES, "curves"])
 def test_all_text_is_inside_and_none_lies_on_another(figures, name: str) -> None:
+    check_text(figures[name])
+
+
+def test_a_panel_alone_has_room_for_its_text(results: Results) -> None:
+    alone = made_up.results()
+    alone.rows = [row for row in results.rows if row.op == "adamw" and "count" not in row.shapes]
+    for draw in (picture_lines.roofline, picture_lines.scaling):
+        figure = draw(alone, style.LIGHT)
+        assert len(figure.axes) == 1
+        check_text(figure)
+
+
+def check_text(figure: Figure) -> None:
     """What is cut off at an edge or written over is what a look at one picture shows."""
-    figure = figures[name]
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     width, height = figure.bbox.width, figure.bbox.height
