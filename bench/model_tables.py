@@ -126,7 +126,7 @@ def print_predictions(found: Iterable[Prediction]) -> None:
 
     table = Table(title="predicted, not measured", caption=_caption(), caption_justify="left")
     for column in ("shapes", "setup", "GPU"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("counted B/param", "memory B/param", "launches", "predicted ms"):
         table.add_column(column, justify="right")
     for each in found:
@@ -157,7 +157,7 @@ def print_comparison(found: list[Comparison]) -> None:
         return
     table = Table(title="measured beside predicted")
     for column in ("shapes", "setup"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("measured ms", "predicted ms", "measured/predicted"):
         table.add_column(column, justify="right")
     for each in found:
