@@ -14,14 +14,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from bench import style
 from bench.goals import GOALS
 from bench.results import Results, Row
-from bench.setups import OURS
+from bench.setups import BEST_KNOWN, OURS
 from bench.style import Theme
 from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, kind_of
 
 MOST_LINES = 7
-SERIES_ORDER = ("AdamW", "torch_compat.AdamW", "AdamW split bf16-moments", "torch AdamW fused")
-SERIES_ORDER += ("torch AdamW foreach", "Adafactor", "Adafactor stochastic", "Adafactor T5")
-SERIES_ORDER += ("Adafactor T5 stochastic", "torch Adafactor", "transformers Adafactor")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def series_of(
 
     def order(item: tuple[tuple[str, str, str], dict[float, float]]) -> tuple[Any, ...]:
         (name, dtype, source), points = item
-        known = SERIES_ORDER.index(name) if name in SERIES_ORDER else len(SERIES_ORDER)
+        known = BEST_KNOWN.index(name) if name in BEST_KNOWN else len(BEST_KNOWN)
         return known, -len(points), name, dtype, source
 
     return [

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 from bench import style
 from bench.results import Memory, Results
-from bench.setups import OURS
+from bench.setups import BEST_KNOWN, OURS
 from bench.style import Theme
 
 ROW = 0.27  # inches that a bar takes
@@ -52,11 +53,12 @@ def memory(results: Results, theme: Theme) -> Figure | None:
         )  # fmt: skip
         _memory_bars(axes, bars, theme)
         axes.set_xlim(0, most * 1.14)
+        axes.xaxis.set_major_locator(MultipleLocator(2))
         axes.tick_params(axis="x", labelbottom=False)
         top -= size
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("bytes per parameter", color=theme.muted, size=9.5)
-    what = "The parameter (pale) and the optimizer's state (full colour); gradients not counted."
+    what = "Parameter (pale) and state (full colour), no gradient; one optimizer of each size."
     style.titles(figure, theme, "Bytes per parameter", what)
     style.footer(figure, theme, style.machine_line(results.machine))
     return figure
@@ -78,9 +80,14 @@ def _memory_panels(rows: Sequence[Memory]) -> dict[str, list[_Bar]]:
 
 
 def _distinct(bars: Sequence[_Bar]) -> list[_Bar]:
-    """Return one bar for each source, kind and size, the plainest name's; the smallest first."""
+    """Return one bar for each source, kind and size, the best known; the smallest first."""
+
+    def fame(bar: _Bar) -> tuple[int, int, str]:
+        known = BEST_KNOWN.index(bar.name) if bar.name in BEST_KNOWN else len(BEST_KNOWN)
+        return known, len(bar.name), bar.name
+
     kept: dict[tuple[str, bool, float], _Bar] = {}
-    for bar in sorted(bars, key=lambda bar: (len(bar.name), bar.name)):
+    for bar in sorted(bars, key=fame):
         kept.setdefault((bar.source, "Adafactor" in bar.name, round(bar.total, 1)), bar)
     ours = [bar for bar in kept.values() if bar.source == OURS][:MOST_BARS]
     others = [bar for bar in kept.values() if bar.source != OURS][:MOST_BARS]

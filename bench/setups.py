@@ -189,6 +189,12 @@ PEERS: dict[str, str] = {
 }
 """The sources that are neither this package nor torch: module to distribution."""
 
+BEST_KNOWN = ("AdamW", "torch_compat.AdamW", "AdamW split bf16-moments", "AdamW stochastic")
+BEST_KNOWN += ("torch AdamW fused", "torch AdamW foreach")
+BEST_KNOWN += ("Adafactor", "Adafactor stochastic", "Adafactor T5", "Adafactor T5 stochastic")
+BEST_KNOWN += ("torch Adafactor", "transformers Adafactor")
+"""What pictures name first, and keep where there is no room for all."""
+
 
 def named(name: str, texts: str | None) -> bool:
     """Return whether a name contains one of some texts, which commas separate; None is any."""

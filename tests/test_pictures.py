@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import bench_package  # noqa: F401
@@ -117,6 +118,19 @@ def test_memory_bars_are_parameter_and_state(results: Results) -> None:
         widths = [bar.get_width() for bar in axes.patches]
         assert widths == pytest.approx([row.bytes_per_parameter - state, state])
         assert f"{row.bytes_per_parameter:.2f}" in [text.get_text() for text in axes.texts]
+
+
+def test_of_bars_of_one_size_the_best_known_is_named(results: Results) -> None:
+    """Not the one with the shortest name, which may be the one that loses updates."""
+    some = made_up.results()
+    names = ("AdamW nearest", "AdamW stochastic", "torch AdamW fused", "torch Adam fused")
+    row = some.memory[0]
+    some.memory = [
+        dataclasses.replace(row, optimizer=name, source=SETUPS[name].source) for name in names
+    ]
+    (axes,) = picture_memory.memory(some, style.LIGHT).axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == ["AdamW stochastic", "torch AdamW fused"]
 
 
 def test_lines_are_the_measured_points(results: Results) -> None:
