@@ -16,7 +16,7 @@ from bench import comparison, results
 from bench.display import Display, header
 from bench.pairs import PAIRS, Pair
 from bench.session import Session
-from bench.setups import DTYPES, SETUPS, Setup
+from bench.setups import DTYPES, SETUPS, Setup, named
 from bench.shapes import SHAPES, numel
 from fused_optim import dispatch
 
@@ -161,7 +161,7 @@ def _selected_pairs(options: argparse.Namespace) -> Iterator[tuple[Pair, str]]:
     for pair in PAIRS:
         if options.op and SETUPS[pair.ours].op not in options.op:
             continue
-        if not _named(str(pair), options.only):
+        if not named(str(pair), options.only):
             continue
         yield from ((pair, d) for d in pair.dtypes if not options.dtype or d in options.dtype)
 
@@ -170,14 +170,10 @@ def _selected_setups(options: argparse.Namespace) -> Iterator[tuple[Setup, str]]
     for setup in SETUPS.values():
         if options.op and setup.op not in options.op:
             continue
-        if not _named(setup.name, options.only):
+        if not named(setup.name, options.only):
             continue
         wanted = options.dtype or ("fp32", "bf16")
         yield from ((setup, dtype) for dtype in setup.dtypes if dtype in wanted)
-
-
-def _named(name: str, texts: str | None) -> bool:
-    return texts is None or any(text in name for text in texts.split(","))
 
 
 def _list(display: Display) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
@@ -41,27 +42,34 @@ def launches(subject: Subject) -> int | None:
     return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
 
 
+def kind_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> traffic.Kind:
+    """Return what one of this package's optimizers does with matrices of a dtype, as counted.
+
+    Gradients have the parameters' dtype. Whether it clips to a norm is no part of it.
+    """
+    group = optimizer.param_groups[0]
+    return traffic.kind_of(
+        optimizer._family,
+        dtype,
+        dtype,
+        precision.resolve_mode(group["low_precision"], dtype),
+        precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
+        amsgrad=bool(group.get("amsgrad")),
+        beta1=group.get("beta1") is not None,
+        scale_parameter=_scales_parameter(optimizer),
+    )
+
+
 def _counted_bytes(subject: Subject) -> float | None:
     """The mean over the list, as vectors and matrices of Adafactor differ."""
-    group = subject.optimizer.param_groups[0]
-    dtype = DTYPES[subject.dtype]
-    total = 0.0
+    kind = kind_of(subject.optimizer, DTYPES[subject.dtype])
+    clips = subject.optimizer.max_grad_norm is not None
+    total = traffic.clip_bytes(kind) * subject.parameters if clips else 0.0
     for factored in (False, True):
         numel = sum(p.numel() for p in subject.params if (p.dim() > 1) is factored)
         if not numel:
             continue
-        moved = traffic.bytes_per_parameter(
-            subject.setup.op,
-            dtype,
-            dtype,
-            precision.resolve_mode(group["low_precision"], dtype),
-            precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
-            amsgrad=bool(group.get("amsgrad")),
-            beta1=group.get("beta1") is not None,
-            scale_parameter=_scales_parameter(subject.optimizer),
-            factored=factored or subject.setup.op == "adamw",
-            clip=subject.optimizer.max_grad_norm is not None,
-        )
+        moved = traffic.moved(replace(kind, factored=factored or kind.op == "adamw"))
         if moved is None:
             return None
         total += moved * numel

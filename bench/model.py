@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench import dram, gpus, model_tables, traffic
+import torch
+
+from bench import costs, dram, gpus, model_tables, setups, traffic
 from bench.gpus import GPUS, Gpu
 from bench.l2 import Walk
 from bench.shapes import SHAPES, Shapes, numel
-from bench.traffic import Kind, kind_of
-
-SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from bench.traffic import Kind
 
 
 @dataclass(frozen=True)
 class Setup:
-    """An optimizer with its options: what `bench` calls it, and what its kernels do."""
+    """One of `bench.setups` with a dtype: what its kernels do."""
 
     name: str
     dtype: str
@@ -33,46 +33,37 @@ class Setup:
     clips: bool = False
 
 
-def _setups() -> dict[tuple[str, str], Setup]:
-    def setup(name: str, op: str, dtype: str, clips: bool = False, **options: Any) -> Setup:
-        return Setup(name, dtype, kind_of(op, SHORT[dtype], **options), clips)
+@functools.cache
+def own_setups() -> dict[tuple[str, str], Setup]:
+    """Return this package's setups, by name and dtype as in the rows of a result file.
 
-    found = [setup("torch_compat.AdamW", "adamw", "fp32")]
-    low = {"mode": "stochastic", "state_dtype": "bfloat16"}
-    found += [setup("torch_compat.AdamW", "adamw", dtype, **low) for dtype in ("bf16", "fp16")]
-    for dtype in SHORT:
-        found += [
-            setup("AdamW", "adamw", dtype),
-            setup("AdamW clipped", "adamw", dtype, clips=True),
-            setup("Adafactor", "adafactor", dtype, scale_parameter=True),
-            setup("Adafactor clipped", "adafactor", dtype, clips=True, scale_parameter=True),
-            setup("Adafactor T5", "adafactor", dtype),
-            setup("Adafactor beta1", "adafactor", dtype, scale_parameter=True, beta1=True),
-        ]
-    for mode in ("nearest", "stochastic", "kahan", "split", "master"):
-        moments = {"mode": mode, "state_dtype": "bfloat16"}
-        found += [
-            setup(f"AdamW {mode}", "adamw", "bf16", mode=mode),
-            setup(f"AdamW {mode} bf16-moments", "adamw", "bf16", **moments),
-            setup(f"Adafactor T5 {mode}", "adafactor", "bf16", mode=mode),
-        ]
-    return {(each.name, each.dtype): each for each in found}
+    What each moves is read off an optimizer of it; torch takes seconds to construct its first.
+    """
+    found = {}
+    for each in setups.SETUPS.values():
+        for dtype in each.dtypes if each.source == setups.OURS else ():
+            param = torch.zeros(1, dtype=setups.DTYPES[dtype], requires_grad=True)
+            optimizer = each.optimizer([param])
+            kind = costs.kind_of(optimizer, param.dtype)
+            clips = optimizer.max_grad_norm is not None
+            found[each.name, dtype] = Setup(each.name, dtype, kind, clips)
+    return found
 
 
-SETUPS = _setups()
-"""By name and dtype, as in the rows of a result file."""
-
-SHOWN = [
-    SETUPS[key]
-    for key in (
-        ("AdamW", "fp32"),
-        ("AdamW", "bf16"),
-        ("torch_compat.AdamW", "bf16"),
-        ("Adafactor", "bf16"),
-        ("Adafactor T5", "bf16"),
-        ("Adafactor T5 stochastic", "bf16"),
-    )
-]
+SHOWN = (
+    ("AdamW", "fp32"),
+    ("AdamWeightDecay", "fp32"),
+    ("AdamW", "bf16"),
+    ("AdamWeightDecay", "bf16"),
+    ("torch_compat.AdamW", "bf16"),
+    ("torch_compat.AdamW amsgrad", "bf16"),
+    ("Adafactor", "bf16"),
+    ("Adafactor stochastic", "bf16"),
+    ("torch_compat.Adafactor", "bf16"),
+    ("Adafactor T5", "bf16"),
+    ("Adafactor T5 stochastic", "bf16"),
+)
+"""The setups that tables show where no others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def compare(path: Path) -> list[Comparison]:
         if row["source"] != "fused_optim" or row["backend"] == "eager":
             continue
         key = (row["optimizer"], row["dtype"], row["shapes"])
-        setup, shapes = SETUPS.get(key[:2]), SHAPES.get(row["shapes"])
+        setup, shapes = own_setups().get(key[:2]), SHAPES.get(row["shapes"])
         why = [
             f"no {what}"
             for what, there in (("such GPU", gpu), ("such setup", setup), ("such shapes", shapes))
@@ -179,12 +170,14 @@ def compare(path: Path) -> list[Comparison]:
     return found
 
 
-def predictions(chosen: Sequence[str], names: Sequence[str]) -> list[Prediction]:
-    """Return the shown setups on lists of shapes and GPUs, by their names."""
+def predictions(
+    chosen: Sequence[str], names: Sequence[str], shown: Sequence[Setup]
+) -> list[Prediction]:
+    """Return setups on lists of shapes and GPUs, by the names of both."""
     return [
         predict(setup, SHAPES[shapes], GPUS[gpu], shapes)
         for shapes in names
-        for setup in SHOWN
+        for setup in shown
         for gpu in chosen
     ]
 
@@ -199,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model")
     parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS), metavar="GPU")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="LIST")
+    parser.add_argument("--only", metavar="TEXTS", help="setups whose names contain one of these")
     parser.add_argument("--json", type=Path, help="write the predictions and their inputs here")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="written by `python -m bench`")
     parser.add_argument("--docs", action="store_true", help="rewrite docs/traffic_model.md")
@@ -208,7 +202,14 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.compare:
         model_tables.print_comparison(compare(options.compare))
     else:
-        found = predictions(options.gpus, options.shapes)
+        shown = [
+            setup
+            for key, setup in own_setups().items()
+            if (setups.named(setup.name, options.only) if options.only else key in SHOWN)
+        ]
+        if not shown:
+            parser.error(f"--only {options.only}: no setup of this package has that in its name")
+        found = predictions(options.gpus, options.shapes, shown)
         model_tables.print_predictions(found)
         if options.json:
             rows = [dataclasses.asdict(each) for each in found]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench import dram, gpus, traffic
 from bench.l2 import Walk
+from bench.shapes import SHAPES, numel
 
 if TYPE_CHECKING:
-    from bench.model import Comparison, Prediction
+    from bench.model import Comparison, Prediction, Setup
 
 PAGE = Path(__file__).parent.parent / "docs" / "traffic_model.md"
-DOCUMENTED = ("one-16M", "gpt2-124M")
+DOCUMENTED = ("one-16M", "gpt2-124M", "t5-base", "llama-8b-1of8")
 """The lists of shapes that the page shows."""
 
 PARAMETERS = ("param", "extra")
@@ -64,15 +65,27 @@ def gpu_table() -> str:
 
 
 def prediction_table() -> str:
-    """Return predicted milliseconds, as Markdown."""
-    from bench.model import predictions
+    """Return predicted milliseconds, a table per list of shapes, as Markdown."""
+    return "\n".join(_predicted_on(shapes) for shapes in DOCUMENTED)
 
-    head = ("setup", "shapes", "counted", *(f"{name}, ms" for name in gpus.GPUS))
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for each in predictions(list(gpus.GPUS), DOCUMENTED):
-        key = (f"{each.setup}, {each.dtype}", each.shapes, f"{each.counted_bytes:.2f}")
-        lines.setdefault(key, []).append(f"{each.ms:.3f}")
-    return _markdown(head, ([*key, *times] for key, times in lines.items()))
+
+def _predicted_on(shapes: str) -> str:
+    """Return the table of one list. Setups that differ in nothing but their names share a row."""
+    from bench.model import SHOWN, own_setups, predictions
+
+    alike: dict[tuple[Any, ...], list[Setup]] = {}
+    for each in (own_setups()[key] for key in SHOWN):
+        alike.setdefault((each.kind, each.clips), []).append(each)
+    rows = []
+    for same in alike.values():
+        found = predictions(list(gpus.GPUS), [shapes], same[:1])
+        names = ", ".join(each.name for each in same)
+        counts = (f"{found[0].counted_bytes:.2f}", str(found[0].launches))
+        rows.append((names, same[0].dtype, *counts, *(f"{each.ms:.3f}" for each in found)))
+    head = ("setup", "dtype", "counted", "launches", *(f"{name}, ms" for name in gpus.GPUS))
+    tensors, parameters = len(SHAPES[shapes]), numel(SHAPES[shapes])
+    what = "1 tensor" if tensors == 1 else f"{tensors:,} tensors"
+    return f"**{shapes}**: {what}, {parameters:,} parameters\n\n{_markdown(head, rows)}"
 
 
 def walk_table() -> str:
@@ -113,7 +126,7 @@ def print_predictions(found: Iterable[Prediction]) -> None:
 
     table = Table(title="predicted, not measured", caption=_caption(), caption_justify="left")
     for column in ("shapes", "setup", "GPU"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("counted B/param", "memory B/param", "launches", "predicted ms"):
         table.add_column(column, justify="right")
     for each in found:
@@ -144,7 +157,7 @@ def print_comparison(found: list[Comparison]) -> None:
         return
     table = Table(title="measured beside predicted")
     for column in ("shapes", "setup"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("measured ms", "predicted ms", "measured/predicted"):
         table.add_column(column, justify="right")
     for each in found:

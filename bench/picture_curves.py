@@ -1,8 +1,7 @@
-"""The picture of losses by precision mode."""
+"""The picture of training by precision mode: losses over steps, and where each run ended."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,81 +10,107 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench import style
-from bench.picture_lines import panels
 from bench.style import Theme
 
-LATE = 0.1  # where the vertical axis starts to count: before, all curves fall together
+TITLE = "A byte-level GPT in float32 and in bfloat16"
+LATE = 0.1  # of the steps, where the curves start: before, all fall together
+ROW = 0.36  # inches that a recipe takes
 Run = dict[str, Any]
 
 
 def curves(data: dict[str, Any], theme: Theme) -> Figure | None:
-    """Draw losses over steps: a line per name, which is a band where it has several runs.
+    """Draw the results of ``bench.precision``, or return None where no run has ended.
 
-    Args:
-        data: ``{"runs": [{"name", "steps": [...], "losses": [...]}]}``. Of runs that name their
-            "optimizer", those of the first one's are drawn.
-        theme: the colours.
+    The float32 runs of an optimizer, one per seed, are a grey band; every other recipe has a
+    colour, on the left and on the right. Curves are those of the first run's optimizer.
     """
-    runs = [run for run in data["runs"] if run["steps"]]
-    runs = [run for run in runs if run.get("optimizer") == runs[0].get("optimizer")]
+    runs = data["runs"]
     if not runs:
         return None
-    figure, (axes,) = panels(1, 5.6, theme)
-    style.frame(axes, theme, "Loss", "y")
-    names = list(dict.fromkeys(run["name"] for run in runs))[: len(style.LINES)]
-    ends = []
-    for name, color in zip(names, style.LINES, strict=False):
-        last = _line(axes, [run for run in runs if run["name"] == name], color)
-        if math.isfinite(last[1]):
-            ends.append((*last, f"{name}  {last[1]:.3f}", color))
-    _limits(axes, [run for run in runs if run["name"] in names])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.set_xlabel("step", color=theme.muted, size=9.5)
-    style.label_ends(axes, ends, 0.06)
-    what = "The same initial weights and batches; the number is the last loss."
-    style.titles(figure, theme, "Loss by precision mode", what)
-    machine = data.get("machine") or {}
-    facts = [machine.get("cpu"), f"torch {machine.get('torch')}", machine.get("date")]
-    if machine:
-        at = (0.25 / figure.get_figwidth(), 0.14 / figure.get_figheight())
-        figure.text(*at, "  ·  ".join(filter(None, facts)), size=8.2, color=theme.muted)
+    colors = _colors(runs, theme)
+    height = len(dict.fromkeys(run["name"] for run in runs)) * ROW + 2.2
+    figure = style.new_figure(12.2, height, theme)
+    bottom, tall = 0.92 / height, (height - 2.2) / height
+    _draw_losses(figure.add_axes((0.05, bottom, 0.36, tall)), runs, colors, theme)
+    _draw_ends(figure.add_axes((0.66, bottom, 0.31, tall)), runs, colors, theme)
+    style.titles(figure, theme, TITLE, _subtitle(data["settings"]))
+    machine = data["machine"]
+    where = (machine.get("cpu"), f"torch {machine['torch']}", machine["date"])
+    style.footer(figure, theme, "  ·  ".join(filter(None, where)))
     return figure
 
 
-def _line(axes: Axes, runs: Sequence[Run], color: str) -> tuple[float, float]:
-    """Draw the mean of runs, and what they span; returns the last point."""
-    steps = min((run["steps"] for run in runs), key=len)
-    losses = [smoothed(run["losses"])[: len(steps)] for run in runs]
-    mean = [sum(at) / len(at) for at in zip(*losses, strict=True)]
-    axes.plot(steps, mean, color=color, lw=1.9, zorder=3)
-    if len(runs) > 1:
-        low, high = ([f(at) for at in zip(*losses, strict=True)] for f in (min, max))
-        axes.fill_between(steps, low, high, color=color, alpha=0.22, lw=0, zorder=2)
-    return steps[-1], mean[-1]
+def _subtitle(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['layers']} layers of width {settings['width']}, {settings['steps']:,} steps of "
+        f"{settings['batch']} × {settings['context']} bytes of {settings['corpus']}. "
+        "Grey: what float32 spans. Dashed: rounded to nearest."
+    )
 
 
-def _limits(axes: Axes, runs: Sequence[Run]) -> None:
-    last = max(run["steps"][-1] for run in runs)
-    first = LATE * last
-    late = [
-        loss
-        for run in runs
-        for step, loss in zip(run["steps"], smoothed(run["losses"]), strict=True)
-        if step >= first and math.isfinite(loss)
-    ]
-    axes.set_xlim(first, last)
-    if late:
-        room = 0.06 * (max(late) - min(late)) or 0.1
-        axes.set_ylim(min(late) - room, max(late) + room)
+def _is_reference(run: Run) -> bool:
+    return run["dtype"] == "float32"
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Return a running mean over a fiftieth of the run; of short ones, the losses themselves."""
-    keep = 1 - 1 / max(1.0, len(losses) / 50)
-    total = weight = 0.0
-    result = []
-    for loss in losses:
-        total, weight = keep * total + loss, keep * weight + 1
-        result.append(total / weight)
-    return result
+def _rounds_to_nearest(run: Run) -> bool:
+    """Whether small updates are lost; torch's optimizers name no mode."""
+    return run["mode"] in (None, "nearest")
+
+
+def _colors(runs: Sequence[Run], theme: Theme) -> dict[str, str]:
+    """Return a colour for each recipe; those of float32 are grey."""
+    names = dict.fromkeys(run["name"] for run in runs if not _is_reference(run))
+    colors = {name: style.LINES[i % len(style.LINES)] for i, name in enumerate(names)}
+    return {run["name"]: theme.muted for run in runs if _is_reference(run)} | colors
+
+
+def _draw_losses(axes: Axes, runs: Sequence[Run], colors: dict[str, str], theme: Theme) -> None:
+    """Draw the curves of the first run's optimizer."""
+    runs = [run for run in runs if run["optimizer"] == runs[0]["optimizer"]]
+    optimizer = {"adamw": "AdamW", "adafactor": "Adafactor"}[runs[0]["optimizer"]]
+    style.frame(axes, theme, f"{optimizer}: loss on held-out files, nats per byte", "y")
+    steps = runs[0]["steps"]
+    late = [i for i, step in enumerate(steps) if step >= LATE * steps[-1]]
+    late = late if len(late) > 1 else list(range(len(steps)))
+    steps = [steps[i] for i in late]
+    references = [[run["losses"][i] for i in late] for run in runs if _is_reference(run)]
+    if references:
+        low, high = ([pick(at) for at in zip(*references, strict=True)] for pick in (min, max))
+        axes.fill_between(steps, low, high, color=theme.muted, alpha=0.4, lw=0, zorder=2)
+    for run in runs:
+        if not _is_reference(run):
+            line = {"lw": 1.9, "ls": (0, (4, 2))} if _rounds_to_nearest(run) else {"lw": 1.4}
+            losses = [run["losses"][i] for i in late]
+            axes.plot(steps, losses, color=colors[run["name"]], zorder=3, **line)
+    axes.set_xlim(steps[0], steps[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.set_xlabel("step", color=theme.muted, size=9.5)
+
+
+def _draw_ends(axes: Axes, runs: Sequence[Run], colors: dict[str, str], theme: Theme) -> None:
+    """Draw the last loss of each run, a row per recipe, over what the float32 runs span."""
+    style.frame(axes, theme, "All: loss after the last step", "x")
+    axes.spines["left"].set_visible(False)
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    for family in dict.fromkeys(run["optimizer"] for run in runs):
+        mine = [run for run in runs if run["optimizer"] == family]
+        seeds = [run["final_loss"] for run in mine if _is_reference(run)]
+        if seeds:
+            rows = [names.index(run["name"]) for run in mine]
+            band = ([min(rows) - 0.4, max(rows) + 0.4], min(seeds), max(seeds))
+            axes.fill_betweenx(*band, color=theme.muted, alpha=0.3, lw=0, zorder=2)
+    for run in runs:
+        dot = {"ms": 7, "color": colors[run["name"]], "mec": theme.paper, "mew": 0.8, "zorder": 3}
+        axes.plot(run["final_loss"], names.index(run["name"]), "o", **dot)
+    sizes = {run["name"]: run["bytes_per_parameter"] for run in runs}
+    axes.set_yticks(range(len(names)), [f"{name}  ·  {sizes[name]:.3g} B" for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(colors[name])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.06)
+    axes.set_xlabel("nats per byte", color=theme.muted, size=9.5)
+    axes.text(
+        -0.03, 1.03, "bytes per parameter, state included", size=8.4, color=theme.muted,
+        ha="right", va="bottom", transform=axes.transAxes,
+    )  # fmt: skip

@@ -14,13 +14,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from bench import style
 from bench.goals import GOALS
 from bench.results import Results, Row
+from bench.setups import BEST_KNOWN, OURS
 from bench.style import Theme
 from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, kind_of
 
 MOST_LINES = 7
-SERIES_ORDER = ("AdamW", "torch_compat.AdamW", "AdamW split bf16-moments", "torch AdamW fused")
-SERIES_ORDER += ("torch AdamW foreach", "Adafactor", "Adafactor stochastic", "Adafactor T5")
-SERIES_ORDER += ("Adafactor T5 stochastic", "torch Adafactor", "transformers Adafactor")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def series_of(
 
     def order(item: tuple[tuple[str, str, str], dict[float, float]]) -> tuple[Any, ...]:
         (name, dtype, source), points = item
-        known = SERIES_ORDER.index(name) if name in SERIES_ORDER else len(SERIES_ORDER)
+        known = BEST_KNOWN.index(name) if name in BEST_KNOWN else len(BEST_KNOWN)
         return known, -len(points), name, dtype, source
 
     return [
@@ -55,7 +53,7 @@ def series_of(
 
 def chosen(series: Sequence[Series], most: int = MOST_LINES) -> list[Series]:
     """Return as many as can be told apart: half of them at least this package's, if there are."""
-    ours = [s for s in series if s.source == "fused_optim"]
+    ours = [s for s in series if s.source == OURS]
     others = [s for s in series if s.source != "fused_optim"]
     kept = ours[: max(most - len(others), (most + 1) // 2)]
     return [*kept, *others[: most - len(kept)]]
@@ -66,7 +64,7 @@ def draw_series(axes: Axes, series: Sequence[Series], theme: Theme, gap: float) 
     ends = []
     for number, each in enumerate(series):
         color = style.LINES[number % len(style.LINES)]
-        ours = each.source == "fused_optim"
+        ours = each.source == OURS
         xs, ys = zip(*each.points, strict=True)
         axes.plot(
             xs, ys, color=color, lw=2.0 if ours else 1.5, ls="-" if ours else (0, (4, 2)),
@@ -93,20 +91,19 @@ def panels(count: int, height: float, theme: Theme) -> tuple[Figure, list[Axes]]
 def roofline(results: Results, theme: Theme) -> Figure | None:
     """Draw which share of a copy's bandwidth a step reaches, by the size of the model."""
     measured = [row for row in results.rows if row.copy_percent is not None]
-    ops = [op for op in ("adamw", "adafactor") if any(row.op == op for row in measured)]
+    # Without a row of ours, as on a CPU where plain PyTorch steps, there is nothing to compare.
+    ours = {row.op for row in measured if row.source == OURS}
+    ops = [op for op in ("adamw", "adafactor") if op in ours]
     if not ops:
         return None
     figure, axes_list = panels(len(ops), 5.3, theme)
     for axes, op in zip(axes_list, ops, strict=True):
         rows = [row for row in measured if row.op == op]
         _roofline_panel(axes, rows, op, theme)
-    copy = f" of {results.copy.gb_per_s:,.0f} GB/s" if results.copy else ""
-    what = (
-        "Bytes that a step has to move over its time, in percent of a copy within the device"
-        f"{copy}, by parameters of the model."
-    )
+    what = "Bytes that a step has to move over its time, in percent of a copy within the device"
+    what += f" ({results.copy.gb_per_s:,.0f} GB/s)." if results.copy else "."
     style.titles(figure, theme, "Share of the memory bandwidth that a step uses", what)
-    style.footer(figure, theme, results.machine)
+    style.footer(figure, theme, style.machine_line(results.machine))
     return figure
 
 
@@ -116,18 +113,17 @@ def _roofline_panel(axes: Axes, rows: Sequence[Row], op: str, theme: Theme) -> N
     swept = [row for row in rows if kind_of(row.shapes) == FIXED_TENSORS]
     series = chosen(series_of(swept or rows, attrgetter("parameters"), attrgetter("copy_percent")))
     xs = [x for s in series for x, _ in s.points]
-    style.log_x(axes, style.decades(min(xs), max(xs)))
+    style.log_x(axes, style.log_ticks(min(xs), max(xs)))
     axes.set_xlim(min(xs) / 1.5, max(xs) * 1.5)
-    axes.set_ylim(0, max(105.0, 1.05 * max(y for s in series for _, y in s.points)))
+    axes.set_ylim(0, max(108.0, 1.05 * max(y for s in series for _, y in s.points)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0f} %"))
     axes.set_xlabel("parameters", color=theme.muted, size=9.5)
-    axes.axhline(100, color=theme.muted, lw=1)
     goal = GOALS[f"{op} bandwidth"].goal
-    axes.axhline(goal, color=theme.muted, lw=1, ls=(0, (1, 2)))
-    for y, text in ((100, "a copy"), (goal, f"goal, {goal:g} %")):
+    for y, text, up, line in ((100, "a copy", 1, "-"), (goal, f"goal, {goal:g} %", -1, ":")):
+        axes.axhline(y, color=theme.muted, lw=1, ls=line)
         axes.annotate(
-            text, (min(xs) / 1.4, y), (0, -3), textcoords="offset points",
-            size=8.2, color=theme.muted, va="top",
+            text, (min(xs) / 1.4, y), (0, 3 * up), textcoords="offset points",
+            size=8.2, color=theme.muted, va="bottom" if up > 0 else "top",
         )  # fmt: skip
     draw_series(axes, series, theme, 0.065)
 
@@ -147,7 +143,7 @@ def scaling(results: Results, theme: Theme) -> Figure | None:
         _scaling_panel(axes, rows, kind, theme)
     what = "Median time of a step; both axes are logarithmic. Dashed: other packages."
     style.titles(figure, theme, "Cost by number of tensors and of parameters", what)
-    style.footer(figure, theme, results.machine)
+    style.footer(figure, theme, style.machine_line(results.machine))
     return figure
 
 
@@ -165,11 +161,11 @@ def _scaling_panel(axes: Axes, rows: Sequence[Row], kind: str, theme: Theme) -> 
     series = chosen(series_of(rows, x, attrgetter("ms")))
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points]
-    style.log_x(axes, style.decades(min(xs), max(xs)))
+    style.log_x(axes, style.log_ticks(min(xs), max(xs)))
     axes.set_xlim(min(xs) / 1.5, max(xs) * 1.5)
     axes.set_yscale("log")
     axes.set_ylim(min(ys) / 1.6, max(ys) * 1.6)
-    axes.set_yticks(style.decades(min(ys) / 1.6, max(ys) * 1.6))
+    axes.set_yticks(style.log_ticks(min(ys) / 1.6, max(ys) * 1.6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _milliseconds(y)))
     axes.set_xlabel("tensors" if by_tensors else "parameters", color=theme.muted, size=9.5)

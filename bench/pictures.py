@@ -14,15 +14,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import picture_bars, picture_curves, picture_lines, style
+from bench import picture_curves, picture_lines, picture_memory, picture_speedups, style
 from bench.results import Results, load
 
 Draw = Callable[[Results, style.Theme], Figure | None]
 
 PICTURES: dict[str, tuple[str, Draw]] = {
     "roofline": ("Share of the memory bandwidth that a step uses", picture_lines.roofline),
-    "speedups": ("Speed against the optimizers in use", picture_bars.speedups),
-    "memory": ("Bytes per parameter", picture_bars.memory),
+    "speedups": ("Speed against the optimizers in use", picture_speedups.speedups),
+    "memory": ("Bytes per parameter", picture_memory.memory),
     "scaling": ("Cost by number of tensors and of parameters", picture_lines.scaling),
 }
 """Every picture by its file's name, with what it shows."""
@@ -35,7 +35,7 @@ def draw_all(
 
     Args:
         results: what was measured.
-        curves: losses by precision mode, as `picture_curves.curves` takes them, or None.
+        curves: losses by precision mode, as ``bench.precision`` keeps them, or None.
         theme: the colours.
     """
     drawn: dict[str, Figure | None] = {}
@@ -59,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.pictures")
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, default=Path("."))
-    parser.add_argument("--curves", type=Path, help="losses by precision mode, a JSON file")
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        help="what `python -m bench.precision` wrote",
+    )
     parser.add_argument("--only", nargs="+", help="names of pictures")
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args(arguments)

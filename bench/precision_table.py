@@ -6,6 +6,7 @@ state of optimizers that make a step. A test holds the page equal to both.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -126,5 +127,12 @@ def with_figures(page: str, results: dict[str, Any]) -> str:
     return page
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Bring the page up to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.precision_table")
+    parser.parse_args(arguments)
     PAGE.write_text(with_figures(PAGE.read_text(), json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ The README's figures come from committed result files and nowhere else; a test h
 
 from __future__ import annotations
 
+import argparse
 import re
 
 from bench import ROOT
@@ -66,5 +67,12 @@ def with_figures(readme: str, results: Results) -> str:
     return _CPU_BLOCK.sub(lambda _: cpu_table(results), readme)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Bring the README up to the committed results."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report")
+    parser.parse_args(arguments)
     README.write_text(with_figures(README.read_text(), load(CPU_RESULTS)))
+
+
+if __name__ == "__main__":
+    main()

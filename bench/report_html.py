@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench import pictures, report_tables, style
+from bench import picture_curves, pictures, report_tables, style
 from bench.gpu_check_record import write
 from bench.report_style import CSS
 from bench.results import Results, load
@@ -31,7 +31,8 @@ CAPTIONS = {
     "speedups": "Both optimizers step in turns on the same machine, in the same process.",
     "memory": "Measured from the optimizers' state after a step, each in a process of its own.",
     "scaling": "Flat on the left is the cost of launching; the slope on the right is memory.",
-    "curves": "The same model, data and seed; only how 16-bit parameters are kept differs.",
+    "curves": "The same model and data. Runs in bfloat16 have the first float32 run's weights and "
+    "batches; only how their parameters are kept differs.",
 }
 Figures = tuple[dict[str, str], dict[str, str]]
 """Pictures by name as data URIs, for light and for dark screens."""
@@ -88,7 +89,7 @@ def _header(results: Results) -> str:
 
 
 def _picture(name: str, light: str, dark: str) -> str:
-    title = pictures.PICTURES[name][0] if name in pictures.PICTURES else "Loss by precision mode"
+    title = pictures.PICTURES[name][0] if name in pictures.PICTURES else picture_curves.TITLE
     return (
         f'<figure id="{name}">\n<picture>\n'
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
@@ -171,7 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report_html")
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--curves", type=Path, help="losses by precision mode, a JSON file")
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        help="what `python -m bench.precision` wrote",
+    )
     options = parser.parse_args(arguments)
     results = load(options.results)
     curves = json.loads(options.curves.read_text()) if options.curves else None

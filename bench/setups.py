@@ -134,65 +134,44 @@ def _baselines() -> list[Setup]:
     ]
 
 
+def _peer(name: str, source: str, factory: str, dtypes: str = "fp32 bf16", **options: Any) -> Setup:
+    # torchao is compiled per tensor, and how often it passes over memory is inductor's affair.
+    one_pass = source != "torchao"
+    return Setup(name, "adamw", source, factory, options, tuple(dtypes.split()), False, one_pass)
+
+
 def _peers() -> list[Setup]:
     """Other packages. Their defaults, but for what a name says."""
-
-    def peer(name: str, source: str, factory: str, dtypes: str, **options: Any) -> Setup:
-        # torchao is compiled per tensor, and how often it passes over memory is inductor's affair.
-        one_pass = source != "torchao"
-        return Setup(
-            name, "adamw", source, factory, options, tuple(dtypes.split()), False, one_pass
-        )
-
-    engine = "transformer_engine.pytorch.optimizers:FusedAdam"
-    remainders = {"master_weights": True, "store_param_remainders": True}
-    bf16_moments = {"exp_avg_dtype": _BF16, "exp_avg_sq_dtype": _BF16}
+    ao, bnb, flash = "torchao.optim", "bitsandbytes.optim", "flashoptim:FlashAdamW"
+    rounds = {"bf16_stochastic_round": True}
+    full = {"quantize": False, "master_weight_bits": 32}
     return [
-        peer("optimi AdamW", "optimi", "optimi:AdamW", "fp32 bf16", lr=1e-3),
-        peer("torchao AdamW8bit", "torchao", "torchao.optim:AdamW8bit", "fp32 bf16"),
-        peer("torchao AdamWFp8", "torchao", "torchao.optim:AdamWFp8", "fp32 bf16"),
-        peer(
-            "torchao AdamW stochastic",
-            "torchao",
-            "torchao.optim:_AdamW",
-            "bf16",
-            bf16_stochastic_round=True,
-        ),
-        peer("bitsandbytes AdamW", "bitsandbytes", "bitsandbytes.optim:AdamW32bit", "fp32 bf16"),
-        peer("bitsandbytes AdamW8bit", "bitsandbytes", "bitsandbytes.optim:AdamW8bit", "fp32 bf16"),
-        peer("FlashAdamW", "flashoptim", "flashoptim:FlashAdamW", "fp32 bf16"),
-        peer(
-            "FlashAdamW 32-bit",
-            "flashoptim",
-            "flashoptim:FlashAdamW",
-            "bf16",
-            quantize=False,
-            master_weight_bits=32,
-        ),
-        peer("apex FusedAdam", "apex", "apex.optimizers:FusedAdam", "fp32 bf16"),
-        peer("TransformerEngine FusedAdam", "transformer_engine", engine, "fp32 bf16"),
-        peer(
-            "TransformerEngine FusedAdam master",
-            "transformer_engine",
-            engine,
-            "bf16",
-            master_weights=True,
-        ),
-        peer(
-            "TransformerEngine FusedAdam remainders",
-            "transformer_engine",
-            engine,
-            "bf16",
-            **remainders,
-        ),
-        peer(
-            "TransformerEngine FusedAdam remainders bf16-moments",
-            "transformer_engine",
-            engine,
-            "bf16",
-            **remainders,
-            **bf16_moments,
-        ),
+        _peer("optimi AdamW", "optimi", "optimi:AdamW", lr=1e-3),
+        _peer("torchao AdamW8bit", "torchao", f"{ao}:AdamW8bit"),
+        _peer("torchao AdamWFp8", "torchao", f"{ao}:AdamWFp8"),
+        _peer("torchao AdamW stochastic", "torchao", f"{ao}:_AdamW", "bf16", **rounds),
+        _peer("bitsandbytes AdamW", "bitsandbytes", f"{bnb}:AdamW32bit"),
+        _peer("bitsandbytes AdamW8bit", "bitsandbytes", f"{bnb}:AdamW8bit"),
+        _peer("FlashAdamW", "flashoptim", flash),
+        _peer("FlashAdamW 32-bit", "flashoptim", flash, "bf16", **full),
+        _peer("apex FusedAdam", "apex", "apex.optimizers:FusedAdam"),
+        *_transformer_engine(),
+    ]
+
+
+def _transformer_engine() -> list[Setup]:
+    def engine(name: str, dtypes: str, **options: Any) -> Setup:
+        factory = "transformer_engine.pytorch.optimizers:FusedAdam"
+        full = f"TransformerEngine FusedAdam {name}".rstrip()
+        return _peer(full, "transformer_engine", factory, dtypes, **options)
+
+    remainders = {"master_weights": True, "store_param_remainders": True}
+    moments = {"exp_avg_dtype": _BF16, "exp_avg_sq_dtype": _BF16}
+    return [
+        engine("", "fp32 bf16"),
+        engine("master", "bf16", master_weights=True),
+        engine("remainders", "bf16", **remainders),
+        engine("remainders bf16-moments", "bf16", **remainders, **moments),
     ]
 
 
@@ -209,3 +188,14 @@ PEERS: dict[str, str] = {
     "transformer_engine": "transformer_engine",
 }
 """The sources that are neither this package nor torch: module to distribution."""
+
+BEST_KNOWN = ("AdamW", "torch_compat.AdamW", "AdamW split bf16-moments", "AdamW stochastic")
+BEST_KNOWN += ("torch AdamW fused", "torch AdamW foreach")
+BEST_KNOWN += ("Adafactor", "Adafactor stochastic", "Adafactor T5", "Adafactor T5 stochastic")
+BEST_KNOWN += ("torch Adafactor", "transformers Adafactor")
+"""What pictures name first, and keep where there is no room for all."""
+
+
+def named(name: str, texts: str | None) -> bool:
+    """Return whether a name contains one of some texts, which commas separate; None is any."""
+    return texts is None or any(text in name for text in texts.split(","))

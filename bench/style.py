@@ -95,17 +95,14 @@ def titles(figure: Figure, theme: Theme, title: str, subtitle: str) -> None:
     figure.text(x, 1 - 0.52 / height, subtitle, size=10, color=theme.muted, **place)
 
 
-def footer(figure: Figure, theme: Theme, machine: Machine | None) -> None:
+def footer(figure: Figure, theme: Theme, line: str) -> None:
     """Write where the figures come from."""
-    line = machine_line(machine)
     at = (0.25 / figure.get_figwidth(), 0.14 / figure.get_figheight())
     figure.text(*at, line, size=8.2, color=theme.muted, ha="left", va="bottom")
 
 
-def machine_line(machine: Machine | None) -> str:
+def machine_line(machine: Machine) -> str:
     """Return the machine, the versions and the date in a line."""
-    if machine is None:
-        return ""
     where = machine.gpu or f"{machine.cpu}, {machine.threads} threads"
     facts = [where, f"torch {machine.torch}"]
     facts += [f"Triton {machine.triton}"] if machine.triton and machine.gpu else []
@@ -124,9 +121,17 @@ def log_x(axes: Axes, ticks: Sequence[float], unit: str = "") -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: si(x) + unit))
 
 
-def decades(low: float, high: float) -> list[float]:
-    """Return the powers of ten between two values, which may be a little outside."""
-    return [10.0**k for k in range(-6, 16) if low * 0.9 <= 10.0**k <= high * 1.1]
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return ticks of a logarithmic axis: each 1, 2 and 5, or powers of ten where those are many.
+
+    The values may be a little within the outermost ticks.
+    """
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [float(f"{n}e{k}") for k in range(-6, 16) for n in steps]
+        found = [tick for tick in ticks if low * 0.9 <= tick <= high * 1.1]
+        if len(found) <= most:
+            break
+    return found
 
 
 def si(value: float) -> str:

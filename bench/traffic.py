@@ -106,7 +106,11 @@ def passes(kind: Kind) -> Passes | None:
 
 
 def moved(kind: Kind) -> float | None:
-    """Return the bytes that a step loads and stores per parameter, clipping left out."""
+    """Return the bytes that a step loads and stores per parameter, or None if not counted.
+
+    Scalars, statistics of rows and columns, and scratch are left out: they are a few hundredths.
+    So is the norm that gradients are clipped to, see `clip_bytes`.
+    """
     found = passes(kind)
     if found is None:
         return None
@@ -120,32 +124,6 @@ def clip_bytes(kind: Kind) -> float:
     return counts()["clip"]["bytes_per_parameter"][kind.grad_dtype]
 
 
-def bytes_per_parameter(
-    op: str,
-    dtype: Any,
-    grad_dtype: Any = None,
-    mode: str | None = None,
-    state_dtype: Any = "float32",
-    **flags: bool,
-) -> float | None:
-    """Return the bytes a step loads and stores per parameter, or None where it was not counted.
-
-    Scalars, statistics of rows and columns, and scratch are left out: they are a few hundredths.
-
-    Args:
-        op: ``adamw`` or ``adafactor``.
-        dtype: of the parameters, a torch.dtype or its name.
-        grad_dtype: of the gradients; None for the parameters'.
-        mode: as in the kernel contract; None for ``none`` or, of 16-bit parameters, the default.
-        state_dtype: of the moments; ignored where there are none.
-        **flags: `Kind`'s, and ``clip``: gradients are clipped to a norm.
-    """
-    clip = flags.pop("clip", False)
-    kind = kind_of(op, dtype, grad_dtype, mode, state_dtype, **flags)
-    found = moved(kind)
-    return None if found is None else found + (clip_bytes(kind) if clip else 0.0)
-
-
 def kind_of(
     op: str,
     dtype: Any,
@@ -154,7 +132,16 @@ def kind_of(
     state_dtype: Any = "float32",
     **flags: bool,
 ) -> Kind:
-    """Return the kind that these arguments name, as `bytes_per_parameter` takes them."""
+    """Return the kind that these arguments name.
+
+    Args:
+        op: ``adamw`` or ``adafactor``.
+        dtype: of the parameters, a torch.dtype or its name.
+        grad_dtype: of the gradients; None for the parameters'.
+        mode: as in the kernel contract; None for ``none`` or, of 16-bit parameters, the default.
+        state_dtype: of the moments; ignored where there are none.
+        **flags: `Kind`'s.
+    """
     names = [
         None if each is None else str(each).removeprefix("torch.")
         for each in (dtype, grad_dtype, state_dtype)

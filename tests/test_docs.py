@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import bench_package  # noqa: F401
 import pytest
 
-from bench import report, results
+from bench import precision_table, report, results
 from fused_optim import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,37 @@ def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None:
+    for module, words in re.findall(r"python -m bench(\.\w+)?([^`\n#]*)", page.read_text()):
+        source = ROOT / "bench" / (f"{module[1:]}.py" if module else "cli.py")
+        assert source.exists(), module
+        for option in re.findall(r"--[a-z-]+", words):
+            assert f'"{option}"' in source.read_text(), (module, option)
+
+
+@pytest.mark.parametrize(
+    ("command", "page", "block"),
+    [(report, "README", "cpu"), (precision_table, "PAGE", "training")],
+    ids=["report", "precision_table"],
+)
+def test_pages_are_rewritten_when_asked_to(
+    command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale figure is replaced; ``--help`` replaces nothing."""
+    text = getattr(command, page).read_text()
+    figures = rf"(<!-- {block}:begin -->\n).*?(<!-- {block}:end)"
+    stale = re.sub(figures, r"\1old\n\2", text, flags=re.DOTALL)
+    copy = tmp_path / "page.md"
+    copy.write_text(stale)
+    monkeypatch.setattr(command, page, copy)
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    assert copy.read_text() == stale != text
+    command.main([])
+    assert copy.read_text() == text
 
 
 def test_every_environment_variable_is_documented() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from cases import ADAMW, SHAPES, Case, TensorCase, eager_only
 from parity import Bench
-from stored import as_float64, bits
-from tolerances import assert_same_bits, assert_within, ulp
+from stored import bits
+from tolerances import as_float64, assert_same_bits, assert_within, ulp
 
 import fused_optim
 from fused_optim import torch_compat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import bench_package  # noqa: F401
@@ -14,9 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench import (
-    picture_bars,
     picture_curves,
     picture_lines,
+    picture_memory,
+    picture_speedups,
     pictures,
     style,
 )
@@ -45,8 +47,20 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("name", [*pictures.PICTURES, "curves"])
 def test_all_text_is_inside_and_none_lies_on_another(figures, name: str) -> None:
+    check_text(figures[name])
+
+
+def test_a_panel_alone_has_room_for_its_text(results: Results) -> None:
+    alone = made_up.results()
+    alone.rows = [row for row in results.rows if row.op == "adamw" and "count" not in row.shapes]
+    for draw in (picture_lines.roofline, picture_lines.scaling):
+        figure = draw(alone, style.LIGHT)
+        assert len(figure.axes) == 1
+        check_text(figure)
+
+
+def check_text(figure: Figure) -> None:
     """What is cut off at an edge or written over is what a look at one picture shows."""
-    figure = figures[name]
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     width, height = figure.bbox.width, figure.bbox.height
@@ -89,7 +103,7 @@ def test_every_package_has_bars(figures, results: Results) -> None:
 def test_bars_are_the_ratios(results: Results) -> None:
     some = made_up.results()
     some.ratios = [r for r in results.ratios if r.ours == "torch_compat.Adam"]
-    axes = picture_bars.speedups(some, style.LIGHT).axes[0]
+    axes = picture_speedups.speedups(some, style.LIGHT).axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
     assert sorted(ends) == pytest.approx(sorted(r.ratio for r in some.ratios))
 
@@ -97,13 +111,26 @@ def test_bars_are_the_ratios(results: Results) -> None:
 def test_memory_bars_are_parameter_and_state(results: Results) -> None:
     some = made_up.results()
     some.memory = [m for m in results.memory if m.optimizer == "torch AdamW fused"]
-    figure = picture_bars.memory(some, style.LIGHT)
+    figure = picture_memory.memory(some, style.LIGHT)
     assert len(figure.axes) == 2
     for axes, row in zip(figure.axes, some.memory, strict=True):
         state = row.state_bytes_per_parameter
         widths = [bar.get_width() for bar in axes.patches]
         assert widths == pytest.approx([row.bytes_per_parameter - state, state])
-        assert f"{row.bytes_per_parameter:.3g}" in [text.get_text() for text in axes.texts]
+        assert f"{row.bytes_per_parameter:.2f}" in [text.get_text() for text in axes.texts]
+
+
+def test_of_bars_of_one_size_the_best_known_is_named(results: Results) -> None:
+    """Not the one with the shortest name, which may be the one that loses updates."""
+    some = made_up.results()
+    names = ("AdamW nearest", "AdamW stochastic", "torch AdamW fused", "torch Adam fused")
+    row = some.memory[0]
+    some.memory = [
+        dataclasses.replace(row, optimizer=name, source=SETUPS[name].source) for name in names
+    ]
+    (axes,) = picture_memory.memory(some, style.LIGHT).axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == ["AdamW stochastic", "torch AdamW fused"]
 
 
 def test_lines_are_the_measured_points(results: Results) -> None:
@@ -133,23 +160,45 @@ def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
     assert len(picture_lines.roofline(partly, style.LIGHT).axes) == 1
 
 
-def test_several_runs_of_a_name_are_a_band() -> None:
-    steps = [10, 20, 30]
-    runs = [
-        {"name": "float32", "optimizer": "adamw", "steps": steps, "losses": [3, 2, losses]}
-        for losses in (1.0, 1.2)
-    ]
-    runs.append({"name": "x", "optimizer": "adafactor", "steps": steps, "losses": [9, 9, 9]})
-    axes = picture_curves.curves({"runs": runs}, style.LIGHT).axes[0]
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([3, 2, 1.1])
-    assert len(axes.collections) == 1
-    assert [t.get_text() for t in axes.texts] == ["float32  1.100"]
+def test_float32_runs_are_a_band_and_others_lines_with_an_end_each() -> None:
+    losses, ends = picture_curves.curves(made_up.curves(), style.LIGHT).axes
+    (band,) = losses.collections
+    assert band.get_datalim(losses.transData).bounds == pytest.approx((200, 1.0, 1800, 1.6))
+    shown = {tuple(line.get_ydata()): line.is_dashed() for line in losses.lines}
+    assert shown == {(2.5, 2.0, 1.05): False, (2.9, 2.4, 1.9): True}
+    rows = [label.get_text() for label in ends.get_yticklabels()]
+    assert rows == [
+        "AdamW float32  ·  12 B", "AdamW split  ·  12 B", "torch.optim.AdamW  ·  6 B",
+        "Adafactor float32  ·  4.09 B",
+    ]  # fmt: skip
+    assert sorted(line.get_xdata()[0] for line in ends.lines) == [0.9, 1.0, 1.05, 1.1, 1.9]
 
 
-def test_long_runs_are_smoothed_and_short_ones_are_not() -> None:
-    assert picture_curves.smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
-    noisy = [1.0 + (-1) ** i for i in range(1000)]
-    assert all(0.8 < loss < 1.2 for loss in picture_curves.smoothed(noisy)[200:])
+def test_curves_without_a_reference_or_a_second_optimizer_are_drawn() -> None:
+    data = made_up.curves()
+    data["runs"] = [run for run in data["runs"] if run["name"] == "AdamW split"]
+    losses, _ = picture_curves.curves(data, style.LIGHT).axes
+    assert not losses.collections and len(losses.lines) == 1
+
+
+def test_a_cpu_without_counted_bytes_of_ours_has_no_roofline(results: Results) -> None:
+    """Plain PyTorch's bytes aren't counted; torch's fused step alone would be a riddle."""
+    theirs = [row for row in results.rows if row.source == "torch"]
+    assert picture_lines.roofline(Results(results.machine, rows=theirs), style.LIGHT) is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(0.0161, "0.016×"), (0.1, "0.10×"), (0.998, "1.00×"), (1.5, "1.50×"), (12.34, "12.3×")],
+)
+def test_ratios_have_as_many_digits_as_they_need(ratio: float, text: str) -> None:
+    assert picture_speedups.times(ratio) == text
+
+
+def test_logarithmic_axes_have_ticks_that_can_be_read() -> None:
+    assert style.log_ticks(3e7, 1.3e8) == [5e7, 1e8]
+    assert style.log_ticks(1e4, 1e9) == [1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
+    assert style.log_ticks(0.01, 6, most=10) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 
 
 def test_labels_are_moved_apart_and_stay_in_place() -> None:

@@ -173,12 +173,26 @@ def test_a_measurement_goes_on_where_it_was(
         precision.load(path, precision.Settings(), corpus)
 
 
-def test_the_picture_is_drawn(precision: Any, tmp_path: Path) -> None:
+def test_the_command_draws_what_it_measured(
+    precision: Any, tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is pending but one run, and the picture follows it."""
     pytest.importorskip("matplotlib")
-    from bench.precision_plot import draw
-
-    draw(RESULTS, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    settings, corpus = tiny
+    monkeypatch.setattr(precision, "Settings", lambda: settings)
+    monkeypatch.setattr(precision, "load_corpus", lambda: corpus)
+    monkeypatch.setattr(precision, "RECIPES", [recipe(precision, "AdamW split")])
+    files = ("--json", str(tmp_path / "c.json"), "--image", str(tmp_path / "c.png"))
+    threads = torch.get_num_threads()
+    try:
+        assert precision.main([*files]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert [run["name"] for run in json.loads((tmp_path / "c.json").read_text())["runs"]] == [
+        "AdamW split"
+    ]
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "c.png").stat().st_size > 10_000
 
 
 def test_products_are_those_of_bfloat16_hardware(precision: Any, tiny: tuple[Any, Any]) -> None:

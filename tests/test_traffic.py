@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import gpus, model, model_tables, traffic
+from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
 
 H200 = gpus.GPUS["H200"]
@@ -17,6 +18,13 @@ BF16, FP32 = torch.bfloat16, torch.float32
 ROW = {"optimizer": "AdamW", "source": "fused_optim", "backend": "cuda", "dtype": "bf16"}
 ROW |= {"shapes": "one-16M", "ms": 0.2}
 MACHINE = {"gpu": "NVIDIA H200", "multiprocessors": 132, "l2_bytes": 1 << 30}
+
+
+def per(op: str, *names, clip: bool = False, **flags) -> float | None:
+    """Bytes per parameter of a step that these arguments of `kind_of` name."""
+    kind = traffic.kind_of(op, *names, **flags)
+    moved = traffic.moved(kind)
+    return moved + traffic.clip_bytes(kind) if clip else moved
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,7 @@ MACHINE = {"gpu": "NVIDIA H200", "multiprocessors": 132, "l2_bytes": 1 << 30}
     ],
 )
 def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: int) -> None:
-    assert traffic.bytes_per_parameter("adamw", dtype, dtype, mode, state) == expected
+    assert per("adamw", dtype, dtype, mode, state) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,11 +52,10 @@ def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: int) -> Non
 )
 def test_adafactor_moves_what_it_must(mode: str, scale_parameter: bool, expected: int) -> None:
     flags = {"scale_parameter": scale_parameter}
-    assert traffic.bytes_per_parameter("adafactor", BF16, BF16, mode, **flags) == expected
+    assert per("adafactor", BF16, BF16, mode, **flags) == expected
 
 
 def test_flags_add_their_bytes() -> None:
-    per = traffic.bytes_per_parameter
     assert per("adamw", "float32", amsgrad=True) == 28 + 8
     assert per("adamw", "bfloat16") == 26  # split is its default
     assert per("adamw", "float16") == 2 + 2 * 2 + 2 * 4 + 2 * 8
@@ -60,8 +67,8 @@ def test_flags_add_their_bytes() -> None:
 
 
 def test_what_was_not_counted_is_none() -> None:
-    assert traffic.bytes_per_parameter("adamw", "float64") is None
-    assert traffic.bytes_per_parameter("adamw", "bfloat16", "float16") is None
+    assert per("adamw", "float64") is None
+    assert per("adamw", "bfloat16", "float16") is None
     with pytest.raises(ValueError, match="'sgd'"):
         traffic.launches("sgd")
 
@@ -79,19 +86,19 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_adamw_takes_as_long_as_its_bytes() -> None:
-    made = model.predict(model.SETUPS["AdamW", "fp32"], SHAPES["one-16M"], H200)
+    made = model.predict(model.own_setups()["AdamW", "fp32"], SHAPES["one-16M"], H200)
     bytes_moved = 28 * 4096 * 4096
     expected = bytes_moved / (H200.copy_gb_per_s * 1e6) + gpus.LAUNCH_US / 1e3
     assert made.ms == pytest.approx(expected)
     assert made.dram_bytes == made.counted_bytes == 28
-    clipped = model.predict(model.SETUPS["AdamW clipped", "fp32"], SHAPES["one-16M"], H200)
+    clipped = model.predict(model.own_setups()["AdamW clipped", "fp32"], SHAPES["one-16M"], H200)
     assert clipped.counted_bytes == 32
     assert clipped.launches == 3
 
 
 def test_l2_saves_adafactor_bytes() -> None:
     """8 MiB of gradients fit an H200's L2 with their parameters, 512 MiB don't."""
-    setup = model.SETUPS["Adafactor T5 stochastic", "bf16"]
+    setup = model.own_setups()["Adafactor T5 stochastic", "bf16"]
     small, large = (model.predict(setup, [(n, n)], H200) for n in (2048, 16384))
     assert (small.counted_bytes, large.counted_bytes) == (10, 10)
     assert small.dram_bytes == 6
@@ -99,9 +106,37 @@ def test_l2_saves_adafactor_bytes() -> None:
 
 
 def test_every_setup_was_counted() -> None:
-    for setup in model.SETUPS.values():
+    for setup in model.own_setups().values():
         made = model.predict(setup, [(256, 256), (300, 500), (100,), (200_000,)], H200)
         assert 0 < made.dram_bytes <= made.counted_bytes
+
+
+def test_setups_are_those_that_are_measured() -> None:
+    """A row of a result file finds its prediction whatever of ours it measured."""
+    own = [each for each in SETUPS.values() if each.source == OURS]
+    assert model.own_setups().keys() == {
+        (each.name, dtype) for each in own for dtype in each.dtypes
+    }
+    assert set(model.SHOWN) <= model.own_setups().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("AdamWeightDecay", "fp32", 28),
+        ("AdamWeightDecay", "bf16", 26),
+        ("torch_compat.AdamW amsgrad", "fp32", 28 + 8),
+        ("torch_compat.AdamW amsgrad", "bf16", 14 + 4),
+        ("torch_compat.AdamW nearest", "bf16", 14),
+        ("torch_compat.AdamW clipped", "bf16", 14 + 2),
+        ("torch_compat.Adafactor", "fp32", 3 * 4 + 8 + 4),  # its mean square reads parameters
+        ("torch_compat.Adafactor", "bf16", 12),
+        ("Adafactor beta1 bf16-moments", "bf16", 18 + 4),
+    ],
+)
+def test_options_count_in_predictions(name: str, dtype: str, expected: int) -> None:
+    made = model.predict(model.own_setups()[name, dtype], [(4096, 4096)], H200)
+    assert made.counted_bytes == expected
 
 
 def test_every_gpu_says_where_its_copy_is_from() -> None:
@@ -126,7 +161,7 @@ def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
 def test_the_machines_own_cache_counts(tmp_path: Path) -> None:
     row = ROW | {"optimizer": "Adafactor T5 stochastic", "shapes": "gpt2-124M"}
     (large,) = model.compare(result_file(tmp_path / "r.json", [row]))
-    setup = model.SETUPS["Adafactor T5 stochastic", "bf16"]
+    setup = model.own_setups()["Adafactor T5 stochastic", "bf16"]
     assert large.predicted_ms < model.predict(setup, SHAPES["gpt2-124M"], H200).ms
 
 
@@ -152,6 +187,24 @@ def test_predictions_are_labelled(tmp_path: Path, capsys) -> None:
     assert data["predicted"] is True
     assert data["inputs"]["l2_share"] == gpus.L2_SHARE
     assert len(data["rows"]) == len(model.SHOWN)
+
+
+def test_setups_are_chosen_by_name(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "predicted.json"
+    words = ["--gpus", "H200", "--shapes", "one-16M", "--json", str(path)]
+    model.main([*words, "--only", "torch_compat.Adafactor,kahan bf16"])
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["setup"] for row in rows} == {"torch_compat.Adafactor", "AdamW kahan bf16-moments"}
+    with pytest.raises(SystemExit):
+        model.main([*words, "--only", "sideways"])
+    assert "--only sideways: no setup" in capsys.readouterr().err
+
+
+def test_setups_that_move_the_same_share_a_row() -> None:
+    page = model_tables.PAGE.read_text()
+    lists = len(model_tables.DOCUMENTED)
+    assert page.count("| AdamW, AdamWeightDecay | bf16 | 26.00 | 1 |") == lists
+    assert "**t5-base**: 257 tensors, 222,903,552 parameters" in page
 
 
 def test_the_page_shows_the_committed_counts() -> None:
