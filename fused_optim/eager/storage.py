@@ -7,6 +7,7 @@ parameter's size. A block is a view: writing to it writes to the tensor.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -70,18 +71,38 @@ def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.
     """
     if mode == "none":
         return param
-    shown = param.float()
     if mode == "kahan":
-        value = shown + extra.float()
-        return torch.where(_same_bits(value.to(param.dtype), param), value, shown)
+        value = param.float().add_(extra.float())
+        return _unless_overwritten(value, value.to(param.dtype), param)
     if mode == "split":
-        high = param.contiguous().view(torch.int16).to(torch.int32) << 16
-        value = (high + extra).view(torch.float32)
-        # No float rounds to such a pair: the remainder belongs to a value since overwritten.
-        return torch.where(torch.isnan(value), shown, value)
+        high = param.contiguous().view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
+        value = high.add_(extra).view(torch.float32)
+        if not _surely_finite(value):
+            # No float rounds to such a pair: the remainder belongs to a value since overwritten.
+            value = torch.where(torch.isnan(value), param.float(), value)
+        return value
     if mode == "master":
-        return torch.where(_same_bits(round_master(extra, param.dtype), param), extra, shown)
-    return shown
+        return _unless_overwritten(extra, round_master(extra, param.dtype), param)
+    return param.float()
+
+
+def _unless_overwritten(
+    value: torch.Tensor, shown: torch.Tensor, param: torch.Tensor
+) -> torch.Tensor:
+    """Return ``value`` where the parameter still is its rounding, ``shown``, else the parameter."""
+    same = [t.contiguous().view(torch.int16) for t in (shown, param)]
+    if param.device.type == "cpu" and torch.equal(*same):
+        return value
+    return torch.where(torch.eq(*same), value, param.float())
+
+
+def _surely_finite(x: torch.Tensor) -> bool:
+    """Return whether ``x`` is known to have no NaN, which is asked only where the answer is cheap.
+
+    Masks take a CPU longer than the arithmetic around them, and a device would have to be waited
+    for.
+    """
+    return x.device.type == "cpu" and math.isfinite(x.sum())
 
 
 def encode_(
@@ -119,7 +140,8 @@ def _compensation(shown: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     for an external write. It is then the next value towards zero.
     """
     lost = (value - shown.float()).to(shown.dtype)
-    lost = torch.where(torch.isfinite(shown), lost, 0.0)
+    if not _surely_finite(lost):
+        lost = torch.where(torch.isfinite(shown), lost, 0.0)
     tie = ~_same_bits((shown.float() + lost.float()).to(shown.dtype), shown) & (lost != 0)
     return (lost.view(torch.int16) - tie.to(torch.int16)).view(shown.dtype)
 
