@@ -23,6 +23,10 @@ _SCHEMA = (
 # hold the correction already.
 _UNCORRECTED_STEP = 1e30
 
+# What the operators do not do in vector registers is at the end of each tensor, and less than this.
+# There their maximum of a number and NaN is the number.
+_TAIL = 64
+
 _dtype = attrgetter("dtype")
 
 
@@ -106,8 +110,9 @@ def _step(
         eps=row.eps / row.denom_scale,
         maximize=maximize,
     )
-    if maxima:  # the operator's maximum of a number and NaN may be the number
-        torch._foreach_maximum_(maxima, exp_avg_sqs)
+    if maxima:
+        tails = ([t.view(-1)[-_TAIL:] for t in tensors] for tensors in (maxima, exp_avg_sqs))
+        torch._foreach_maximum_(*tails)
     if row.decay_after != 1.0:
         torch._foreach_mul_(params, row.decay_after)
     for tensors in (params, exp_avgs, exp_avg_sqs, maxima):
