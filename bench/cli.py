@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--warm-up", type=float, metavar="SECONDS", help="before each measurement")
     flag("--time-limit", type=float, metavar="SECONDS", help="stop then, and keep what there is")
     flag("--json", type=Path, metavar="FILE", help="write results here, after each measurement")
+    flag("--merge", type=Path, metavar="EARLIER", help="keep this file's figures in --json's too")
     flag("--compare", type=Path, metavar="BASE", help="compare with this earlier result file")
     return found
 
@@ -95,7 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.rounds is not None and options.rounds < 1:
         found.error(f"--rounds {options.rounds}: at least 1 is needed")
-    base = results.load(options.compare) if options.compare else None
+    if options.merge and not options.json:
+        found.error("--merge: needs --json, the file to write both into")
+    base, earlier = (
+        results.load(path) if path else None for path in (options.compare, options.merge)
+    )
     try:
         dispatch.check_backend(options.backend or "auto", "adamw_", device)
     except RuntimeError as error:
@@ -106,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         rounds=options.rounds or _DEFAULT_ROUNDS[device.type, options.extent],
         backend=options.backend,
         json=options.json,
+        earlier=earlier,
         deadline=math.inf if limit is None else time.monotonic() + limit,
         warm_up=options.warm_up,
     )

@@ -20,7 +20,6 @@ from pathlib import Path
 from bench import ROOT
 from bench import gpu_check_summary as summary
 from bench.gpu_check_engine import SHORTEST_S, Outcome, Skip, run, share
-from bench.gpu_check_figures import read
 from bench.gpu_check_plan import STAGES, choose
 from bench.gpu_check_record import (
     CUT,
@@ -34,6 +33,7 @@ from bench.gpu_check_record import (
     write,
 )
 from bench.gpu_check_stages import Context, Stage
+from bench.merging import read
 
 TAIL_LINES = 30
 LOG_BYTES = 8 << 20  # a longer log is cut at its start

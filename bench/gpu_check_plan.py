@@ -7,7 +7,6 @@ from typing import Any
 
 from bench import ROOT
 from bench.gpu_check_engine import Outcome, Skip, module
-from bench.gpu_check_figures import merged, read
 from bench.gpu_check_pytest import summarise
 from bench.gpu_check_stages import (
     Collected,
@@ -23,6 +22,7 @@ from bench.gpu_check_stages import (
     sanitizer,
     smoke,
 )
+from bench.merging import merged, read
 
 _TESTS = ROOT / "tests"
 _EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own

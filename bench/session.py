@@ -14,6 +14,7 @@ import torch
 from bench import agreement, checks, costs, machine, timing
 from bench.agreement import DisagreementError
 from bench.isolation import Isolation
+from bench.merging import merged
 from bench.pairs import Pair
 from bench.results import Copy, Missing, Ratio, Results, Row
 from bench.setups import DTYPES, OURS, SETUPS, Setup
@@ -38,6 +39,7 @@ class Session:
         rounds: steps of each optimizer.
         backend: of this package's optimizers; None leaves it to them.
         json: the file that is rewritten after each measurement, if any.
+        earlier: figures to keep in that file beside this run's.
         deadline: of the run, in terms of ``time.monotonic``.
         warm_up: seconds before each measurement; None for the device's default.
     """
@@ -46,6 +48,7 @@ class Session:
     rounds: int
     backend: str | None = None
     json: Path | None = None
+    earlier: Results | None = None
     deadline: float = math.inf
     warm_up: float | None = None
     failures: list[str] = field(default_factory=list)
@@ -187,7 +190,7 @@ class Session:
         """Judge what was measured so far and write it down."""
         self.results.checks = checks.evaluate(self.results)
         if self.json is not None:
-            self.results.save(self.json)
+            merged(self.earlier, self.results).save(self.json)
 
     def _check_fits(self, shapes: str, dtype: str, subjects: int) -> None:
         per_parameter = 2 * DTYPES[dtype].itemsize + _STATE_BYTES[self.device.type]

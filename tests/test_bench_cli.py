@@ -109,6 +109,25 @@ def test_compare_with_an_earlier_file(tmp_path: Path, pairs, capsys) -> None:
     assert line.split()[0] == "torch_compat.AdamW"
 
 
+def test_merge_keeps_what_is_not_measured_again(tmp_path: Path, pairs) -> None:
+    other = Pair("AdamW", PAIR.baseline, "default")
+    pairs(PAIR, other)
+    path = tmp_path / "a.json"
+    _, old = measure(path, "--parts", "ratios")
+    assert len(old.ratios) == 2
+    pairs(other)
+    _, both = measure(path, "--parts", "ratios", "--merge", str(path))
+    assert [ratio.key for ratio in both.ratios] == [ratio.key for ratio in old.ratios]
+    assert both.ratios[0] == old.ratios[0] and both.rows[0] == old.rows[0]
+    assert both.ratios[1] != old.ratios[1]
+
+
+def test_merge_needs_a_file_to_write_to(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*FAST, "--merge", str(tmp_path / "old.json")])
+    assert "--merge: needs --json" in capsys.readouterr().err
+
+
 def test_compare_refuses_another_format_before_measuring(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps({"rows": []}))
     with pytest.raises(ValueError, match="format"):

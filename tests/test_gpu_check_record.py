@@ -12,9 +12,9 @@ import pytest
 from gpu_check_calls import PASS, call, context, page, stage
 
 from bench import gpu_check_engine as engine
-from bench import gpu_check_figures as figures
 from bench import gpu_check_plan as plan
 from bench import gpu_check_stages as stages
+from bench import merging as figures
 from bench.goals import GOALS
 
 # --- calls that follow each other -----------------------------------------------------------------
@@ -46,6 +46,10 @@ def test_figures_are_merged_by_what_they_are() -> None:
     assert both.memory == old.memory
     assert both.missing == old.missing
     new.machine.gpu = "another GPU"
+    assert figures.merged(old, new) is new
+    old.machine.device = new.machine.device = "cpu"
+    assert figures.merged(old, new) is not new
+    new.machine.threads = old.machine.threads + 1
     assert figures.merged(old, new) is new
     assert figures.merged(None, new) is new
     assert figures.merged(old, None) is old

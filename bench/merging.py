@@ -1,4 +1,4 @@
-"""The figures of several runs in one result file, for a check that takes several calls."""
+"""The figures of several runs in one result file, for what takes more than one call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.results import Memory, Ratio, Results, load
+from bench.results import Machine, Memory, Ratio, Results, load
 
 
 def read(path: Path) -> Results | None:
@@ -20,11 +20,11 @@ def read(path: Path) -> Results | None:
 def merged(old: Results | None, new: Results | None) -> Results | None:
     """Return the figures of both; where both have one, the new one's.
 
-    Figures of another GPU are not mixed with these: the new ones stand alone then.
+    Figures of another device are not mixed with these: the new ones stand alone then.
     """
     if old is None or new is None:
         return new or old
-    if (old.machine.device, old.machine.gpu) != (new.machine.device, new.machine.gpu):
+    if _device(old.machine) != _device(new.machine):
         return new
     missed = {item.what for item in new.missing}
     measured = {_ratio_key(r) for r in new.ratios}
@@ -40,6 +40,12 @@ def merged(old: Results | None, new: Results | None) -> Results | None:
             *new.missing,
         ],
     )
+
+
+def _device(machine: Machine) -> tuple[str, str | None, int]:
+    if machine.device == "cpu":
+        return machine.device, machine.cpu, machine.threads
+    return machine.device, machine.gpu, 0
 
 
 def _union(old: Iterable[Any], new: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
