@@ -202,6 +202,8 @@ ADAMW, ADAFACTOR = (next(c for c in ONE_OF_EACH if c.family == f) for f in ("ada
 # Adafactor keeps a sum for each row and column of each kernel: two thirds of a convolution's size.
 UPDATES = [(c, name) for c in (ADAMW, ADAFACTOR) for name in LARGE]
 UPDATES.remove((ADAFACTOR, "convolution"))
+# Three moments of 16 bits, with random bits for each and for the parameter, are the most.
+UPDATES.append((next(c for c in ONE_OF_EACH if c.options.get("amsgrad")), "vector"))
 
 
 @each_backend

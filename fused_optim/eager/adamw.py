@@ -43,15 +43,20 @@ def update_(p, g, m, v, h, row) -> None:
 def _step_tensor(entry, row, prepare, mode: str, draw: Draw, dtype: torch.dtype) -> None:
     stored = [entry.param, entry.grad, entry.extra]
     stored += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
-    for first, (param, grad, extra, *moments) in blocks(stored):
-        value = decode(param, extra, mode)
-        m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
-        g = prepare(grad)
-        # The operator rounds moments its own way, which stochastic rounding would make visible.
-        in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
-        if not (in_place and torch_fused.update_(value, g, m, v, h, row)):
-            update_(value, g, m, v, h, row)
-        encode_(param, extra, value, mode, draw, first)
-        for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):
-            if moment is not None:
-                store_moment_(moment, new, stream, draw, first)
+    for first, block in blocks(stored):
+        _step_block(first, block, row, prepare, mode, draw, dtype)
+
+
+def _step_block(first: int, stored, row, prepare, mode: str, draw: Draw, dtype) -> None:
+    """Step one block; its registers are gone before those of the next are made."""
+    param, grad, extra, *moments = stored
+    value, g = decode(param, extra, mode), prepare(grad)
+    m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
+    # The operator rounds moments its own way, which stochastic rounding would make visible.
+    in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
+    if not (in_place and torch_fused.update_(value, g, m, v, h, row)):
+        update_(value, g, m, v, h, row)
+    encode_(param, extra, value, mode, draw, first)
+    for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):
+        if moment is not None:
+            store_moment_(moment, new, stream, draw, first)

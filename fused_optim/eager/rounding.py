@@ -84,7 +84,7 @@ def random_halves(
     # Little-endian, the int16 halves of the words lie in the order of the elements.
     halves = words.view(torch.int16).view(-1)
     offset = first - 8 * start
-    return (halves[offset : offset + numel].to(torch.int32) & 0xFFFF).view(shape)
+    return halves[offset : offset + numel].to(torch.int32).bitwise_and_(0xFFFF).view(shape)
 
 
 def _philox4x32(groups: torch.Tensor, step: int, stream: int, key0: int, key1: int) -> torch.Tensor:
