@@ -10,8 +10,6 @@ from fused_optim.eager import storage
 
 pytestmark = eager_only
 TENSORS = [TensorCase(shape, dtype, mode) for dtype, mode in DTYPE_MODES for shape in SHAPES]
-
-
 SIZES = (1, 3, 8)
 
 

@@ -14,7 +14,8 @@ import torch
 
 from . import rounding
 
-# Elements per block. On CPU a block's registers stay in L2; elsewhere launches are what costs.
+# Elements per block. On CPU a block's registers stay in the last cache and its operators outweigh
+# Python; elsewhere launches are what costs.
 _BLOCK = {"cpu": 1 << 19}
 _BLOCK_ELSEWHERE = 1 << 22
 
