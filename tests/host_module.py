@@ -7,6 +7,7 @@ FUSED_OPTIM_TEST_HOST_MODULE=<path>.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +57,12 @@ def compile_objects(
 
 
 def digest(*more: str) -> str:
-    """Name of a build: changes with every source file and flag."""
-    text = hashlib.sha256(repr((COMPILER, FLAGS, sys.version, *more)).encode())
+    """Name of a build: changes with every source file and flag, and not with the checkout's place.
+
+    So a copy of the checkout can be given this one's builds: support/planted_faults.py.
+    """
+    what = repr((COMPILER, FLAGS, sys.version, *more)).replace(str(ROOT), "")
+    text = hashlib.sha256(what.encode())
     for source in sorted(CSRC.rglob("*")):
         if source.is_file():
             text.update(source.name.encode() + source.read_bytes())
@@ -76,13 +81,20 @@ def build_folder(kind: str, name: str) -> Path:
     pytest.skip("no folder to build in")
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a build's folder, so that the workers of one run build once, one after another."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def path(*flags: str) -> Path:
     """The host module, built with ``flags`` beside the usual ones."""
     folder = build_folder("host", digest(*flags))
     module = folder / "_C.so"
-    with open(folder / "lock", "w") as lock:  # the workers of one run build once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         if not module.exists():
             includes = (pybind11.get_include(), sysconfig.get_path("include"))
             every = (*flags, "-fvisibility=hidden", *(f"-isystem{each}" for each in includes))

@@ -27,6 +27,22 @@ __global__ void NeighbourKernel(float* to, bool waits, bool half) {
   values[ThreadIndex()] = -1.0f;
 }
 
+// Warps hand numbers on through the same memory twice. Without a barrier after they are read, a
+// warp that runs ahead overwrites what others have yet to read; that it shuffles before is no
+// protection.
+__global__ void AheadKernel(float* to, bool waits) {
+  __shared__ float values[kWarps];
+  float sum = 0.0f;
+  for (int turn = 0; turn < 2; ++turn) {
+    const float mine = ShuffleXor(static_cast<float>(ThreadIndex() + turn), 1);
+    if (ThreadIndex() % kLanes == 0) values[ThreadIndex() / kLanes] = mine;
+    Barrier();
+    for (int i = 0; i < kWarps; ++i) sum += values[i];
+    if (waits) Barrier();
+  }
+  to[ThreadIndex()] = sum;
+}
+
 // The lanes of a warp meet in different shuffles.
 __global__ void ShuffleKernel(float* to) {
   to[ThreadIndex()] = ShuffleXor(1.0f, ThreadIndex() % 2 == 0 ? 1 : 2);
@@ -52,6 +68,8 @@ int Run(const std::string& fault) {
       Launch(site, nullptr, ShuffleKernel, values.data());
     } else if (fault == "alignment") {
       Launch(site, nullptr, AlignmentKernel, bytes, bytes);
+    } else if (fault == "ahead" || fault == "not ahead") {
+      Launch(site, nullptr, AheadKernel, values.data(), fault == "not ahead");
     } else {
       Launch(site, nullptr, NeighbourKernel, values.data(), fault == "barrier", fault == "half");
     }

@@ -32,12 +32,15 @@ def planted() -> Path:
     name = host_module.digest(source.read_text())
     folder = host_module.build_folder("planted", name)
     program = folder / "planted"
-    if not program.exists():
-        sources = [source, host_module.CSRC / "host/fibers.cpp"]
-        flags = (*host_module.SANITIZE, f"-I{host_module.CSRC}/host")
-        objects = host_module.compile_objects(sources, folder, flags)
-        command = [host_module.COMPILER, *host_module.SANITIZE, *objects, "-o", program]
-        subprocess.run(command, check=True)
+    with host_module.locked(folder):
+        if not program.exists():
+            sources = [source, host_module.CSRC / "host/fibers.cpp"]
+            flags = (*host_module.SANITIZE, f"-I{host_module.CSRC}/host")
+            objects = host_module.compile_objects(sources, folder, flags)
+            unfinished = folder / "unfinished"
+            command = [host_module.COMPILER, *host_module.SANITIZE, *objects, "-o", unfinished]
+            subprocess.run(command, check=True)
+            unfinished.rename(program)
     return program
 
 
@@ -46,8 +49,10 @@ def planted() -> Path:
     [
         ("none", ""),
         ("barrier", ""),
+        ("not ahead", ""),
         ("bounds", "heap-buffer-overflow"),
         ("no barrier", "results depend on the order of threads"),
+        ("ahead", "results depend on the order of threads"),
         ("half", "threads wait at a barrier or shuffle that the others don't reach"),
         ("shuffle", "lanes of a warp meet in different shuffles"),
         ("alignment", "an access of 16 bytes is not aligned"),

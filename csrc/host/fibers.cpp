@@ -35,6 +35,7 @@ struct Warp {
   int arrived = 0;
   int mask = 0;
   int64_t round = 0;
+  bool late = false;  // until the next barrier it runs when no other can
 };
 
 struct Block {
@@ -48,6 +49,7 @@ struct Block {
   int64_t index = 0;
   int64_t count = 0;
   int running = 0;
+  int unfinished = 0;
   int at_barrier = 0;
   int64_t barrier_round = 0;
   std::string error;
@@ -87,6 +89,7 @@ void FiberMain() {
     if (block.error.empty()) block.error = error.what();
   }
   block.fibers[block.running].done = true;
+  --block.unfinished;
   BackToScheduler(true);
 }
 
@@ -116,19 +119,23 @@ void Start(Fiber* fiber) {
   fiber->accesses = 0;
 }
 
-// Lets every fiber that can run do so once. Returns how many did, and counts those left.
-int RunRound(int* unfinished) {
+// Draws the warps that are late. The others run ahead of them as far as barriers let them, past any
+// number of shuffles.
+void DrawLateWarps() {
+  const uint64_t bits = random_order();
+  for (size_t i = 0; i < block.warps.size(); ++i) block.warps[i].late = bits >> i % 64 & 1;
+}
+
+// Lets every fiber of the late warps, or of the others, run once if it can. Returns how many did.
+int RunRound(bool late) {
   int ran = 0;
-  *unfinished = 0;
   for (const int thread : block.order) {
-    Fiber& fiber = block.fibers[thread];
-    if (fiber.done) continue;
-    if (!fiber.waits_for || *fiber.waits_for > fiber.waits_beyond) {
-      ++ran;
-      Resume(thread);
-      if (!block.error.empty()) throw std::runtime_error(block.error);
-    }
-    *unfinished += !fiber.done;
+    const Fiber& fiber = block.fibers[thread];
+    if (fiber.done || block.warps[thread / kLanes].late != late) continue;
+    if (fiber.waits_for && *fiber.waits_for <= fiber.waits_beyond) continue;
+    ++ran;
+    Resume(thread);
+    if (!block.error.empty()) throw std::runtime_error(block.error);
   }
   return ran;
 }
@@ -143,12 +150,13 @@ void RunBlock(int threads) {
   for (int i = 0; i < threads; ++i) block.order[i] = i;
   for (int i = threads - 1; i > 0; --i)
     std::swap(block.order[i], block.order[random_order() % (i + 1)]);
+  DrawLateWarps();
   for (Fiber& fiber : block.fibers) Start(&fiber);
-  int unfinished = threads;
-  while (unfinished > 0) {
-    if (RunRound(&unfinished) == 0) {
+  block.unfinished = threads;
+  while (block.unfinished > 0) {
+    if (RunRound(false) == 0 && RunRound(true) == 0) {
       throw std::runtime_error("block " + std::to_string(block.index) + ": " +
-                               std::to_string(unfinished) +
+                               std::to_string(block.unfinished) +
                                " threads wait at a barrier or shuffle that the others don't reach");
     }
   }
@@ -194,6 +202,7 @@ void Barrier() {
   if (++block.at_barrier == static_cast<int>(block.fibers.size())) {
     block.at_barrier = 0;
     ++block.barrier_round;
+    DrawLateWarps();
     return;
   }
   WaitBeyond(&block.barrier_round, round);

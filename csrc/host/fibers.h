@@ -1,8 +1,9 @@
 // Runs a grid of CUDA threads on one CPU thread: each is a fiber, blocks come one after another.
 //
 // A fiber runs until it meets a barrier or a shuffle, and goes on once all threads of its block or
-// warp have arrived at the same one. Which thread runs first is shuffled by a seed, so that code
-// which misses a barrier gives other results for other seeds.
+// warp have arrived at the same one. Which thread runs first is shuffled by a seed, and so is which
+// warps run ahead of the others from one barrier to the next: code which misses a barrier gives
+// other results for other seeds.
 #pragma once
 
 #include <cstdint>
