@@ -1,5 +1,7 @@
 """Which parameters decay: the groups of `param_groups_weight_decay`."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -57,29 +59,136 @@ def test_torchs_norms_do_not_decay(norm):
     assert [group["weight_decay"] for group in param_groups_weight_decay(norm, 0.1)] == [0.0]
 
 
-def test_more_names_may_be_kept_from_decaying():
-    for no_decay in (["wte.weight", "head.weight"], ("wte.weight", "weight.of"), "wte.weight"):
-        wrapped = nn.ModuleDict(
-            {"model": Block(), "weight": nn.ParameterDict({"of": torch.ones(2, 2)})}
-        )
-        if isinstance(no_decay, str):
-            no_decay = [no_decay]
-        still = names(param_groups_weight_decay(wrapped, 0.1, no_decay))[1]
-        assert {"model.wte.weight"} < set(still)
-        assert ("model.head.weight" in still) == ("head.weight" in no_decay)
-        assert ("weight.of" in still) == ("weight.of" in no_decay)
-        assert "model.proj.weight" not in still
+def named(name):
+    """A module of a class of this name that holds a matrix."""
+    module = type(name, (nn.Module,), {})()
+    module.matrix = nn.Parameter(torch.ones(2, 2))
+    return module
 
 
-@pytest.mark.parametrize("name", ["te.weight", "wte", "nothing", ""])
-def test_a_name_of_nothing_is_a_mistake(name):
-    with pytest.raises(ValueError, match=f"no parameter of the model is named {name!r}"):
-        param_groups_weight_decay(Block(), 0.1, [name])
+# Of torch, torchvision, timm, diffusers, transformers, apex, mamba and handwritten models.
+NORMS = """
+    LayerNorm LayerNorm2d LayerNormFp32 LayerNorm1P LayerNormNd BiasFree_LayerNorm
+    LayerNormalization RMSNorm LlamaRMSNorm T5LayerNorm RmsNorm RMSNormGated
+    Qwen3NextRMSNormGated Exaone4_5_RMSNorm AdaRmsNorm MixedFusedLayerNorm FusedRMSNorm
+    GroupNorm1 GroupNormAct MaskedGroupNorm RMSNormPerHead BatchNorm2d SyncBatchNorm
+    BatchNormAct2d FrozenBatchNorm2d FrozenBatchNormAct2d Norm norm L2Norm ScaleNorm ActNorm
+    GlobalResponseNorm InstanceNormalisation AutoformerLayernorm layernorm layer_norm LAYERnorm
+    Batchnorm2d
+"""
+
+# Not norms, though the word is in there somewhere; the second half is of the same packages.
+OTHERS = """
+    AbnormalityScorer NormalizingFlow Normalizer NormalHead LogNormal Abnorm Subnorm Enormous Norma
+    NormedEmbedding LayerNormLinear LayerNormMLP LayerNormLSTMCell RobertaPreLayerNormLMHead
+    ForNormalEstimation ConvNormActivation WeightNorm LinearWeightNorm SpectralNorm
+"""
 
 
-def test_a_string_of_names_is_a_mistake():
-    with pytest.raises(ValueError, match="no_decay"):
-        param_groups_weight_decay(Block(), 0.1, "wte.weight")
+@pytest.mark.parametrize("name", NORMS.split())
+def test_classes_called_norms_do_not_decay(name):
+    (group,) = param_groups_weight_decay(named(name), 0.1)
+    assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", OTHERS.split())
+def test_classes_with_norm_inside_another_name_decay(name):
+    (group,) = param_groups_weight_decay(named(name), 0.1)
+    assert group["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("base", [nn.LayerNorm, nn.RMSNorm])
+def test_torchs_norms_do_not_decay_under_another_name(base):
+    Gain = type("Gain", (base,), {})
+    (group,) = param_groups_weight_decay(Gain((2, 2)), 0.1)
+    assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("base", [nn.SyncBatchNorm, nn.BatchNorm1d, nn.InstanceNorm2d])
+def test_torchs_batch_norms_do_not_decay_under_another_name(base):
+    gain = type("Gain", (base,), {})(2)
+    gain.matrix = nn.Parameter(torch.ones(2, 2))
+    (group,) = param_groups_weight_decay(gain, 0.1)
+    assert group["weight_decay"] == 0.0
+
+
+def wrapped():
+    return nn.ModuleDict({"model": Block(), "weight": nn.ParameterDict({"of": torch.ones(2, 2)})})
+
+
+EXEMPTED = {
+    "wte.weight": ["model.wte.weight"],
+    "model.wte.weight": ["model.wte.weight"],
+    "wte": ["model.wte.weight"],
+    "model.wte": ["model.wte.weight"],
+    "weight.of": ["weight.of"],
+    "of": ["weight.of"],
+    "model": [f"model.{name}" for name in DECAYING],
+    "weight": ["weight.of", *(f"model.{name}" for name in DECAYING)],
+}
+
+
+@pytest.mark.parametrize("entry", EXEMPTED)
+def test_more_names_may_be_kept_from_decaying(entry):
+    decaying, still = names(param_groups_weight_decay(wrapped(), 0.1))
+    groups = param_groups_weight_decay(wrapped(), 0.1, [entry])
+    found = {g["weight_decay"]: set(g["param_names"]) for g in groups}
+    assert found[0.0] == {*still, *EXEMPTED[entry]}
+    assert found.get(0.1, set()) == set(decaying) - set(EXEMPTED[entry])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, iter])
+def test_names_come_in_any_iterable(kind):
+    groups = param_groups_weight_decay(Block(), 0.1, kind(["wte", "head.weight"]))
+    assert names(groups)[0] == ["conv.weight", "proj.weight"]
+
+
+MISTAKES = {
+    "te": "did you mean 'wte'?",
+    "te.weight": "did you mean 'wte.weight'",
+    "wte.weigth": "did you mean 'wte.weight'",
+    "proj_": "did you mean 'proj'",
+    "wte.": "the first of its 11 parameters: 'scale'",
+    "embedding": "the first of its 11 parameters: 'scale', 'bias', 'wte.weight'",
+    "": "the first of its 11 parameters: ",
+    ".": "the first of its 11 parameters: ",
+}
+
+
+@pytest.mark.parametrize("entry", MISTAKES)
+def test_a_name_of_nothing_is_a_mistake(entry):
+    with pytest.raises(ValueError) as error:
+        param_groups_weight_decay(Block(), 0.1, ["wte", entry])
+    assert f"no_decay[1] is {entry!r}, but no parameter" in str(error.value)
+    assert MISTAKES[entry] in str(error.value)
+
+
+def test_a_name_is_a_mistake_where_there_are_no_parameters():
+    with pytest.raises(ValueError, match="the first of its 0 parameters: none"):
+        param_groups_weight_decay(nn.ReLU(), 0.1, ["weight"])
+
+
+NO_LISTS = {
+    "a string": ("weight", "no_decay is the string 'weight'; pass a list, no_decay=['weight']"),
+    "none": (None, "no_decay is None; pass a list of names, as no_decay=['embeddings']"),
+    "a pattern": (re.compile("bias"), "no_decay is re.compile('bias'); pass a list of names"),
+    "parameters": (
+        [nn.Parameter(torch.ones(1))],
+        "no_decay[0] is of type Parameter; pass the name",
+    ),
+    "modules": (["head", nn.Embedding(2, 2)], "no_decay[1] is of type Embedding; pass the name"),
+}
+
+
+@pytest.mark.parametrize("no_decay,message", NO_LISTS.values(), ids=list(NO_LISTS))
+def test_no_decay_is_a_list_of_names(no_decay, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        param_groups_weight_decay(Block(), 0.1, no_decay)
+
+
+def test_the_model_is_a_module():
+    with pytest.raises(TypeError, match="model is of type generator; pass the module itself"):
+        param_groups_weight_decay(Block().named_parameters(), 0.1)
 
 
 def test_frozen_parameters_are_left_out_and_tied_ones_listed_once():
