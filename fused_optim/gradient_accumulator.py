@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import torch
+from torch import nn
 
 from fused_optim import dispatch, precision
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.tables import AccumulateRow
+
+_REMEDY = "pass a list with a tensor or None for each parameter: [p.grad for p in parameters]"
 
 
 class GradientAccumulator:
@@ -20,6 +24,9 @@ class GradientAccumulator:
     Args:
         dtype: of the buffers, e.g. ``torch.float32`` so that sums of 16-bit gradients keep what
             each adds. None takes each first gradient's dtype and insists on it, as TensorFlow.
+
+    Raises:
+        ValueError: ``dtype`` is not one that can be summed in.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -35,6 +42,11 @@ class GradientAccumulator:
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
+        if dtype is not None and dtype not in precision.SUPPORTED_DTYPES:
+            raise ValueError(
+                f"Invalid dtype: {dtype!r} - should be torch.float32, torch.float64, "
+                "torch.bfloat16, torch.float16 or None"
+            )
         self._dtype = dtype
         self._buffers: list[torch.Tensor | None] = []
         self._step = 0
@@ -56,14 +68,15 @@ class GradientAccumulator:
         return list(self._buffers)
 
     @torch.no_grad()
-    def __call__(self, gradients: Sequence[torch.Tensor | None]) -> None:
+    def __call__(self, gradients: Iterable[torch.Tensor | None]) -> None:
         """Add ``gradients`` to the sums.
 
         Raises:
+            TypeError: they are no list of tensors and Nones; nothing was added.
             ValueError: their number, or the shape, dtype or device of one, is not that of the first
                 call, or one is sparse; nothing was added.
         """
-        gradients = list(gradients)
+        gradients = _listed(gradients)
         buffers = self._buffers or [self._buffer(gradient) for gradient in gradients]
         if len(buffers) != len(gradients):
             raise ValueError(f"Expected {len(buffers)} gradients, but got {len(gradients)}")
@@ -103,3 +116,21 @@ class GradientAccumulator:
                 f"{gradient.device}, but its sum is {buffer.dtype} of shape {tuple(buffer.shape)} "
                 f"on {buffer.device}; gradients must match those of the first call"
             )
+
+
+def _listed(gradients: Any) -> list[torch.Tensor | None]:
+    """Return ``gradients`` as a list, of tensors and Nones alone."""
+    # A tensor would give its rows, a mapping its keys, a set another order each time.
+    no_lists = (torch.Tensor, Mapping, Set, str)
+    if isinstance(gradients, no_lists) or not isinstance(gradients, Iterable):
+        raise TypeError(f"gradients is {_kind(gradients)}; {_REMEDY}")
+    gradients = list(gradients)
+    for index, gradient in enumerate(gradients):
+        is_tensor = isinstance(gradient, torch.Tensor) and not isinstance(gradient, nn.Parameter)
+        if gradient is not None and not is_tensor:
+            raise TypeError(f"gradient {index} is {_kind(gradient)}, not a gradient; {_REMEDY}")
+    return gradients
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"

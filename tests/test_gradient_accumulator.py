@@ -124,6 +124,39 @@ def test_a_bad_call_is_refused_and_adds_nothing(grads, message):
     assert [g.tolist() for g in accumulator.gradients] == [[2.0] * 2, [2.0] * 3]
 
 
+NO_LISTS = {
+    "tensor": (ones(2, 3), "gradients is of type Tensor; pass a list"),
+    "parameter": (torch.nn.Parameter(ones(2)), "gradients is of type Parameter; pass a list"),
+    "dict": ({"weight": ones(2)}, "gradients is of type dict; pass a list"),
+    "string": ("weight", "gradients is of type str; pass a list"),
+    "none": (None, "gradients is None; pass a list"),
+    "number": (1.0, "gradients is of type float; pass a list"),
+    "numbers": ([ones(2), 1.0], "gradient 1 is of type float, not a gradient"),
+    "pairs": ([("weight", ones(2))], "gradient 0 is of type tuple, not a gradient"),
+    "arrays": ([ones(2).numpy()], "gradient 0 is of type ndarray, not a gradient"),
+    "parameters": (
+        torch.nn.Linear(2, 2).parameters(),
+        "gradient 0 is of type Parameter, not a gradient",
+    ),
+}
+
+
+@pytest.mark.parametrize("grads,message", NO_LISTS.values(), ids=list(NO_LISTS))
+def test_what_is_no_list_of_tensors_is_refused(grads, message):
+    accumulator = GradientAccumulator()
+    with pytest.raises(TypeError, match=f"{message}.*: \\[p.grad for p in parameters\\]"):
+        accumulator(grads)
+    assert accumulator.step == 0
+    accumulator([ones(4)])  # as new
+    assert accumulator.gradients[0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, "float32"])
+def test_sums_are_kept_in_floats(dtype):
+    with pytest.raises(ValueError, match=f"Invalid dtype: {dtype!r} - should be torch.float32"):
+        GradientAccumulator(dtype)
+
+
 @pytest.mark.parametrize("name", ["sparse", "integer", "complex"])
 def test_a_bad_first_call_leaves_the_accumulator_as_new(name):
     accumulator = GradientAccumulator()
