@@ -128,6 +128,7 @@ NO_LISTS = {
     "tensor": (ones(2, 3), "gradients is of type Tensor; pass a list"),
     "parameter": (torch.nn.Parameter(ones(2)), "gradients is of type Parameter; pass a list"),
     "dict": ({"weight": ones(2)}, "gradients is of type dict; pass a list"),
+    "set": ({ones(2)}, "gradients is of type set; pass a list"),
     "string": ("weight", "gradients is of type str; pass a list"),
     "none": (None, "gradients is None; pass a list"),
     "number": (1.0, "gradients is of type float; pass a list"),

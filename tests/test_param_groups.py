@@ -73,7 +73,7 @@ NORMS = """
     Qwen3NextRMSNormGated Exaone4_5_RMSNorm AdaRmsNorm MixedFusedLayerNorm FusedRMSNorm
     GroupNorm1 GroupNormAct MaskedGroupNorm RMSNormPerHead BatchNorm2d SyncBatchNorm
     BatchNormAct2d FrozenBatchNorm2d FrozenBatchNormAct2d Norm norm L2Norm ScaleNorm ActNorm
-    GlobalResponseNorm InstanceNormalisation AutoformerLayernorm layernorm layer_norm LAYERnorm
+    GlobalResponseNorm InstanceNormalisation AutoformerLayernorm layernorm layer_norm
     Batchnorm2d
 """
 
