@@ -22,7 +22,11 @@ _OPTIMIZERS = (AdamW, Adafactor, AdamWeightDecay, TorchAdamW, TorchAdam, TorchAd
 
 
 def info() -> str:
-    """Return a report of versions, devices and the backend of each optimizer, for a bug report."""
+    """Return a report of versions, devices and the backend of each optimizer, for a bug report.
+
+    Raises:
+        ValueError: the environment variable ``FUSED_OPTIM_BACKEND`` names no backend.
+    """
     lines = ["versions", *_aligned(_versions()), "", "devices", *_aligned(_devices())]
     lines += ["", "backend of each optimizer"]
     for device_type in _device_types():
@@ -60,10 +64,13 @@ def _device_types() -> list[str]:
 
 
 def _choice(op: str, device_type: str) -> str:
-    chosen = dispatch.choose("auto", op, torch.device(device_type))
-    named = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
+    try:
+        chosen = dispatch.choose("auto", op, torch.device(device_type))
+    except RuntimeError as error:
+        return f"none: {error}"
+    named, setting = dispatch.resolve("auto")
     by_variable = named == chosen and device_type != "cpu"
-    return f"{chosen} (named by {dispatch.ENVIRONMENT_VARIABLE})" if by_variable else chosen
+    return f"{chosen} (named by {setting})" if by_variable else chosen
 
 
 def _reasons(backend: str) -> str:

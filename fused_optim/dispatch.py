@@ -33,45 +33,60 @@ _MODULES = {
 _given_up: dict[str, str] = {}  # backend to reason
 
 
+def resolve(requested: str) -> tuple[str, str]:
+    """Return the backend that is asked for, ``"auto"`` if none is, and the setting that names it.
+
+    The setting is ``"backend"``, or `ENVIRONMENT_VARIABLE` where ``requested`` is ``"auto"``. A
+    variable that is empty counts as not set.
+
+    Raises:
+        ValueError: what is asked for is no backend.
+    """
+    name, setting = requested, "backend"
+    if requested == "auto":
+        name, setting = os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(
+            f"{setting}={name!r} is unknown; use 'auto' or one of {', '.join(BACKENDS)}"
+        )
+    return name, setting
+
+
 def check_backend(requested: str, op: str, device: torch.device | None = None) -> None:
     """Refuse a backend name that is unknown or can't be had on this machine.
 
+    A name in `ENVIRONMENT_VARIABLE` need only be known: CPU tensors run where it can't be had.
+
     Raises:
-        ValueError: ``requested`` is no backend.
+        ValueError: ``requested`` is no backend, or ``"auto"`` while the variable names none.
         RuntimeError: it is one, but not available here; the message gives the reason.
     """
-    if requested not in ("auto", *BACKENDS):
-        raise ValueError(
-            f"backend={requested!r} is unknown; use 'auto' or one of {', '.join(BACKENDS)}"
-        )
-    if requested == "auto":
-        return
-    reason = why_not(requested, op, device)
-    if reason is not None:
-        raise RuntimeError(
-            f"backend={requested!r} can't run {op} here: {reason}. "
-            "Use backend='auto' for the fastest that works."
-        )
+    name, setting = resolve(requested)
+    if requested != "auto":
+        _check_available(name, setting, op, device)
 
 
 def choose(requested: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """Return the backend that runs ``op`` on tensors of ``device`` and ``dtype``.
 
     Float64 parameters always use eager, and so do CPU tensors (but for `TEST_VARIABLE`).
+
+    Raises:
+        ValueError: ``requested``, or `ENVIRONMENT_VARIABLE` for ``"auto"``, names no backend.
+        RuntimeError: it names one that is not available here.
     """
+    name, setting = resolve(requested)
     if dtype is torch.float64:
         return "eager"
     if device.type == "cpu":
         tested = _tested()
-        return tested[0] if requested == "auto" else requested if requested in tested else "eager"
-    if requested == "auto":
-        requested = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    if requested != "auto":
-        if requested in _given_up:
-            return "eager"
-        check_backend(requested, op, device)
-        return requested
-    return next(name for name in BACKENDS if why_not(name, op, device) is None)
+        return tested[0] if name == "auto" else name if name in tested else "eager"
+    if name == "auto":
+        return next(fast for fast in BACKENDS if why_not(fast, op, device) is None)
+    if name in _given_up:
+        return "eager"
+    _check_available(name, setting, op, device)
+    return name
 
 
 def give_up(backend: str, reason: object) -> None:
@@ -109,6 +124,15 @@ def why_not(backend: str, op: str, device: torch.device | None = None) -> str | 
         index = None if device is None else device.index
         reason = _why_not_on(torch.cuda.current_device() if index is None else index)
     return reason
+
+
+def _check_available(name: str, setting: str, op: str, device: torch.device | None) -> None:
+    reason = why_not(name, op, device)
+    if reason is not None:
+        raise RuntimeError(
+            f"{setting}={name!r} can't run {op} here: {reason}. "
+            f"Use {setting}='auto' for the fastest that works."
+        )
 
 
 @functools.cache
