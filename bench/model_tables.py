@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import dram, gpus, traffic
+from bench import dram, gpus, pages, traffic
 from bench.l2 import Walk
 from bench.shapes import SHAPES, numel
 
@@ -111,11 +110,7 @@ def with_tables(page: str) -> str:
     """Return the page with its tables brought up to the counts."""
     tables = {"gpus": gpu_table, "predictions": prediction_table, "walks": walk_table}
     for name, table in tables.items():
-        block = re.compile(rf"(?<=<!-- {name}:begin -->\n).*?(?=<!-- {name}:end -->)", re.DOTALL)
-        if not block.search(page):
-            raise ValueError(f"{PAGE} has no place for the table {name!r}: <!-- {name}:begin -->")
-        text = table()
-        page = block.sub(lambda _, text=text: text, page)
+        page = pages.replaced(page, name, table())
     return page
 
 

@@ -54,11 +54,20 @@ class Examined:
         g: torch.Tensor,
         moves: torch.Tensor | bool,
     ) -> None:
-        """Count a block's updates, those that leave what is stored as it is, and overflows."""
+        """Count a block's updates, those that are lost, and overflows.
+
+        An update is lost where it leaves what is stored as it is. With ``kahan`` that would depend
+        on where the compensation happens to be. There an update counts as lost where it is less
+        than the coarsest spacing that its compensation may have: repeated, it comes to a halt.
+        """
         shown, held = _stored(param, new, self.mode)
         wanted = (g != 0) & g.isfinite() & moves
+        if self.mode == "kahan":
+            lost = (new - old).abs() < _coarsest_spacing(param)
+        else:
+            lost = held == old
         self.count("updates", "parameter", wanted)
-        self.count("vanishing", "parameter", wanted & (held == old))
+        self.count("vanishing", "parameter", wanted & lost)
         self.count_overflow("parameter", shown, param, g)
 
 
@@ -122,6 +131,8 @@ def _entry(
 def _count_non_finite(one: Examined) -> None:
     tensors = {"gradient": one.grad, "parameter": one.param.detach(), **one.state}
     for name, tensor in tensors.items():
+        if name == "remainder":  # its bits are those of an integer
+            continue
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             for _, (block,) in storage.blocks([tensor]):
                 one.count("non-finite", name, ~block.isfinite())
@@ -189,6 +200,20 @@ def _stored(
     shown = torch.empty(param.shape, dtype=param.dtype, device=param.device)
     storage.encode_(shown, extra, value, mode, None, 0)
     return shown, storage.decode(shown, extra, mode)
+
+
+def _coarsest_spacing(param: torch.Tensor) -> torch.Tensor:
+    """Return the widest spacing that the compensations of a block's elements may have.
+
+    A compensation is of the parameter's dtype and at most half the parameter's spacing. Its own
+    spacing is widest from a quarter on: ``eps**2 / 4`` of the power of two below the parameter,
+    or the dtype's smallest number. An update of less than half of that is rounded away. One of
+    less than all of it doesn't take the parameter over to its next value: the compensation stops
+    one short of half the parameter's spacing, which would be a tie.
+    """
+    info = torch.finfo(param.dtype)
+    power = (param.float().view(torch.int32) & 0x7F800000).view(torch.float32)
+    return (power * (info.eps**2 / 4)).clamp_(min=info.smallest_normal * info.eps)
 
 
 def _fetch(examined: list[Examined]) -> None:

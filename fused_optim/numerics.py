@@ -43,8 +43,9 @@ class Finding:
     def __str__(self) -> str:
         """Return a sentence with the remedy."""
         dtype, share = str(self.dtype).removeprefix("torch."), f"{100 * self.fraction:.3g} %"
+        does = "add up in the compensation" if self.mode == "kahan" else "change what is stored"
         what = {
-            "vanishing": f"{share} of the updates are too small to change what is stored",
+            "vanishing": f"{share} of the updates are too small to {does}",
             "overflow": f"{share} of the values of the {self.tensor} overflow {dtype}",
             "non-finite": f"{share} of the values of the {self.tensor} are infinite or NaN",
         }[self.kind]
@@ -64,7 +65,12 @@ class NumericsReport:
         are of three kinds:
 
         - ``"vanishing"``: updates so small that what is stored would stay as it is. Of the
-          elements whose gradient is not zero, more than ``threshold`` are lost.
+          elements whose gradient is not zero, more than ``threshold`` are lost. ``kahan`` can
+          only lose, now or later, an update that is less than the coarsest spacing of its
+          compensation: 2^-16 of the power of two below a bfloat16 weight, 2^-22 of that below a
+          float16 weight, or 6e-8 there if that is more. Repeated, such an update comes to a halt,
+          so it counts as lost wherever the compensation happens to be. ``stochastic`` loses
+          nothing on average: only what float32 would lose as well counts.
         - ``"overflow"``: finite values that are too large for the dtype they are stored in.
         - ``"non-finite"``: infinities and NaN in a gradient, a parameter or a state tensor.
 
@@ -127,9 +133,10 @@ def _findings(optimizer: Any, one: dry_step.Examined, threshold: float) -> Itera
 
 def _remedy(kind: str, tensor: str, mode: str, dtype: torch.dtype) -> str:
     if kind == "vanishing":
+        exact = "'master'" if dtype is torch.float16 else "'split' or 'master'"
         return {
             "nearest": "use low_precision='auto', or 'stochastic' at no cost in memory",
-            "kahan": "use low_precision='auto', or a larger learning rate",
+            "kahan": f"use low_precision={exact}, or a larger learning rate",
         }.get(mode, "the learning rate is too small even for float32 values; raise it")
     if kind == "overflow" and dtype is torch.float16:
         if tensor == "parameter":

@@ -11,20 +11,33 @@ import torch
 import fused_optim
 from fused_optim import torch_compat
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, PRECISION = ROOT / "README.md", ROOT / "docs" / "precision.md"
 CLASSES = {
     "torch.optim.AdamW": torch.optim.AdamW,
     "torch_compat.AdamW": torch_compat.AdamW,
     "AdamW": fused_optim.AdamW,
     "Adafactor": fused_optim.Adafactor,
 }
+KEEPS = {
+    "nearest": "no",
+    "stochastic": "as float32 does, on average",
+    "kahan": "from {} of the weight up",
+    "split": "as float32 does",
+    "master": "as float32 does",
+}
 DTYPES = {"None": None, "torch.bfloat16": torch.bfloat16, "torch.float32": torch.float32}
 
 
-def table() -> list[tuple[str, str, str, str]]:
-    block = README.read_text().split("<!-- bytes:begin -->")[1].split("<!-- bytes:end -->")[0]
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in block.strip().splitlines()]
-    return [(name, mode.strip("`"), dtype.strip("`"), n) for name, mode, dtype, n, _ in cells[2:]]
+def cells(page: Path, name: str) -> list[list[str]]:
+    block = page.read_text().split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    lines = block.strip().splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def table() -> list[list[str]]:
+    """Return rows of optimizer, mode, state dtype and bytes."""
+    return [row[:4] for row in cells(README, "bytes")]
 
 
 def bytes_per_parameter(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> float:
@@ -35,7 +48,7 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer, param: torch.Tensor) -
 
 @pytest.mark.parametrize(("name", "mode", "dtype", "expected"), table(), ids="-".join)
 def test_readme_counts_right(name: str, mode: str, dtype: str, expected: str) -> None:
-    cls, beta1, default = re.fullmatch(r"`([\w.]+)(\(beta1=0\.9\))?`( \(default\))?", name).groups()
+    cls, beta1, default = re.fullmatch(r"([\w.]+)(\(beta1=0\.9\))?`?( \(default\))?", name).groups()
     kwargs = {"beta1": 0.9} if beta1 else {}
     if mode and not default:
         kwargs |= {"low_precision": mode, "state_dtype": DTYPES[dtype]}
@@ -52,6 +65,14 @@ DEFAULTS = [row[:3] for row in table() if row[0].endswith("(default)")]
 @pytest.mark.parametrize(("name", "mode", "dtype"), DEFAULTS, ids="-".join)
 def test_readme_names_the_defaults(name: str, mode: str, dtype: str) -> None:
     param = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
-    group = CLASSES[name.split("`")[1]]([param]).param_groups[0]
+    group = CLASSES[name.split("`")[0]]([param]).param_groups[0]
     shown = "split" if group["low_precision"] == "auto" else group["low_precision"]
     assert (shown, group["state_dtype"]) == (mode, DTYPES[dtype])
+
+
+def test_readme_says_how_small_an_update_is_kept() -> None:
+    """In the words of docs/precision.md, whose table `bench.kept_updates` measures."""
+    measured = {row[0]: row[1:] for row in cells(PRECISION, "kept")}
+    limit = measured["bfloat16, `kahan"][0].split()[1].strip("()")
+    for name, mode, *_, keeps in cells(README, "bytes"):
+        assert keeps == KEEPS[mode or "nearest"].format(limit), name

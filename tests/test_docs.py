@@ -9,7 +9,7 @@ from types import ModuleType
 import bench_package  # noqa: F401
 import pytest
 
-from bench import precision_table, report, results
+from bench import kept_updates, precision_table, report, results
 from fused_optim import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -62,8 +62,12 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
 
 @pytest.mark.parametrize(
     ("command", "page", "block"),
-    [(report, "README", "cpu"), (precision_table, "PAGE", "training")],
-    ids=["report", "precision_table"],
+    [
+        (report, "README", "cpu"),
+        (precision_table, "PAGE", "training"),
+        (kept_updates, "PAGE", "kept"),
+    ],
+    ids=["report", "precision_table", "kept_updates"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,139 @@
+"""Measures how small an update each precision mode keeps: ``python -m bench.kept_updates``.
+
+Weights of several sizes and both signs are given hundreds to thousands of updates by the optimizer
+itself, and how far each has gone is compared with the sum of its updates. The command writes the
+limits into docs/precision.md; a test holds the page equal to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+import fused_optim
+from bench import ROOT, pages
+
+PAGE = ROOT / "docs" / "precision.md"
+
+WEIGHTS = (1.0, 1.25, 1.5, 1.9921875, -1.0, -1.25, -1.5, -1.9921875, 0.25, -48.0)
+"""Both ends of a power of two and between, and other powers. bfloat16 holds them exactly."""
+
+STEPS = {"nearest": 1024, "kahan": 4096, "split": 1024, "master": 1024}
+"""Of each mode that adds the same updates up to the same value every time. What ``kahan`` keeps
+depends on how far the weight has come towards its next value, which takes the longest."""
+
+_COARSEST, _FINEST = 5, 25  # updates of 2^-5 to 2^-25 of a weight
+_PER_OCTAVE = 8
+_SPACINGS = 4  # of the dtype: as far as a weight is to go, if that takes fewer steps
+_LEAST_STEPS = 16
+_SCALE = 2.0**40
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The least updates of which enough is kept, each as the ``k`` of 2^-k of the weight.
+
+    None where that takes updates of more than 2^-5 of the weight.
+
+    Attributes:
+        half: constant updates add up to between half and one and a half of their sum.
+        constant: constant updates add up to their sum within 1 %.
+        varying: so do updates that vary from nothing to twice the size.
+    """
+
+    half: int | None
+    constant: int | None
+    varying: int | None
+
+
+class Drive:
+    """A weight per element, that is given updates of one's own choice.
+
+    AdamW moves a parameter by the gradient itself where neither moment has a memory, and where
+    epsilon equals the learning rate and is so large that adding a gradient doesn't change it.
+    """
+
+    def __init__(self, weights: torch.Tensor, mode: str) -> None:
+        self.param = torch.nn.Parameter(weights.clone())
+        self.optimizer = fused_optim.AdamW(
+            [self.param], lr=_SCALE, betas=(0.0, 0.0), eps=_SCALE, low_precision=mode
+        )
+
+    def step(self, updates: torch.Tensor) -> None:
+        """Subtract float32 ``updates`` from the weights."""
+        self.param.main_grad = updates
+        self.optimizer.step()
+
+    def value(self) -> torch.Tensor:
+        """Return the weights with all that is kept of them, in float64."""
+        model = torch.nn.ParameterList([self.param])
+        return self.optimizer.fp32_state_dict(model)["0"].double()
+
+
+def measure(dtype: torch.dtype, mode: str) -> Kept:
+    """Return the limits of a mode for a 16-bit dtype."""
+    constant, varying = (shares(dtype, mode) - 1.0).abs().amax(dim=1)  # of the worst weight
+    return Kept(_least(constant, 0.5), _least(constant, 0.01), _least(varying, 0.01))
+
+
+def shares(dtype: torch.dtype, mode: str) -> torch.Tensor:
+    """Return how far each weight has gone, as a share of the sum of its updates.
+
+    The result is [2 (constant, varying), weights, sizes]; sizes go down, eight an octave.
+    """
+    sizes = 2.0 ** -torch.arange(_COARSEST, _FINEST, 1 / _PER_OCTAVE)
+    weights = torch.tensor(WEIGHTS)[None, :, None].expand(2, -1, len(sizes))
+    updates = weights.abs() * sizes
+    spacing = torch.finfo(dtype).eps * 2.0 ** weights.abs().log2().floor()
+    counts = (_SPACINGS * spacing / updates).ceil().clamp(_LEAST_STEPS, STEPS[mode])
+    drive, total = Drive(weights.to(dtype), mode), torch.zeros(weights.shape).double()
+    source, factors = torch.Generator().manual_seed(0), torch.ones(weights.shape)
+    for step in range(STEPS[mode]):
+        factors[1] = 2.0 * torch.rand(factors[1].shape, generator=source)
+        taken = torch.where(step < counts, updates * factors, 0.0)
+        total += taken.double()
+        drive.step(taken)
+    return (weights.double() - drive.value()) / total
+
+
+def _least(off: torch.Tensor, tolerance: float) -> int | None:
+    """Return ``k`` of the least 2^-k from which on everything is off by at most ``tolerance``."""
+    failed = (off > tolerance).nonzero()
+    good = int(failed[0]) if len(failed) else len(off)
+    return _COARSEST + (good - 1) // _PER_OCTAVE if good > _PER_OCTAVE else None
+
+
+def power(k: int | None) -> str:
+    """Return a limit as the page has it."""
+    if k is None:
+        return f"above 2^-{_COARSEST}"
+    return f"2^-{k} ({2.0**-k:.1e})".replace("e-0", "e-")
+
+
+def table() -> str:
+    """Return the Markdown table of all limits, measured now: it takes some seconds."""
+    lines = [
+        "| parameter, `low_precision` | half, same size | 99 %, same size | 99 %, sizes vary |",
+        "| --- | --- | --- | --- |",
+    ]
+    for dtype in (torch.bfloat16, torch.float16):
+        for mode in STEPS:
+            if mode == "split" and dtype is torch.float16:
+                continue
+            kept = measure(dtype, mode)
+            cells = " | ".join(map(power, (kept.half, kept.constant, kept.varying)))
+            lines.append(f"| {str(dtype).removeprefix('torch.')}, `{mode}` | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Bring the page up to what is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.kept_updates")
+    parser.parse_args(arguments)
+    PAGE.write_text(pages.replaced(PAGE.read_text(), "kept", table()))
+
+
+if __name__ == "__main__":
+    main()
