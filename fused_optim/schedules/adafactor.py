@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from .build import RatesMet, ResumableLambdaLR, write_lr
 from .lambdas import constant
 
 
-class AdafactorSchedule(LambdaLR):
+class AdafactorSchedule(ResumableLambdaLR):
     """Report the learning rates that Adafactor chose, for loops and loggers that want a scheduler.
 
     `get_lr()` and, after each `step()`, `get_last_lr()` hold one float per parameter group: the
@@ -53,6 +53,7 @@ class AdafactorSchedule(LambdaLR):
                 "optimizer with a learning rate of its own, use get_scheduler."
             )
         self.initial_lr = float(initial_lr)
+        RatesMet.of(optimizer)  # before the key below makes it look like a restored one
         # LRScheduler takes its base rates from this key, and needs it during construction only; a
         # value that was there is another scheduler's, which resumes from it.
         before = [group.pop("initial_lr", None) for group in optimizer.param_groups]
@@ -84,12 +85,11 @@ class AdafactorSchedule(LambdaLR):
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if not group.get("relative_step", True):
-                continue
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            self._write_lr(group, lr)
+
+    def _write_lr(self, group: dict[str, Any], lr: float | Tensor) -> None:
+        if group.get("relative_step", True):
+            write_lr(group, lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state, one saved by transformers too, whose rates may be tensors.

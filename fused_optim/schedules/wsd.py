@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import lambdas
-from .build import lambda_lr
+from .build import check_choice, lambda_lr
 
 _WARMUP_TYPES = ("linear", "cosine", "1-sqrt")
 _DECAY_TYPES = (*_WARMUP_TYPES, "exp")
@@ -85,8 +85,8 @@ def get_wsd_schedule(
             f"({num_stable_steps}) is given too.",
             stacklevel=2,
         )
-    _check_type("warmup_type", warmup_type, _WARMUP_TYPES)
-    _check_type("decay_type", decay_type, _DECAY_TYPES)
+    check_choice("warmup_type", warmup_type, _WARMUP_TYPES)
+    check_choice("decay_type", decay_type, _DECAY_TYPES)
     if decay_type == "exp" and not min_lr_ratio > 0:
         raise ValueError(
             f"decay_type='exp' never reaches min_lr_ratio={min_lr_ratio}; pass a min_lr_ratio > 0, "
@@ -107,11 +107,6 @@ def get_wsd_schedule(
         num_cycles=num_cycles,
         warmup_start_ratio=min_lr_ratio if warmup_start_ratio is None else warmup_start_ratio,
     )
-
-
-def _check_type(parameter: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{parameter} is {value!r}, it must be one of {', '.join(known)}.")
 
 
 def _infer_stable(num_warmup_steps: int, num_decay_steps: int, num_training_steps: int) -> int:
