@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import shapes
 from bench.goals import GOALS
-from bench.results import Check, Memory, Ratio, Results, Row
+from bench.results import Check, Memory, Results, Row
 from bench.setups import OURS, SETUPS
 
 _LARGE_NUMEL = 100_000_000
@@ -13,17 +13,11 @@ _TRANSIENT_BYTES = 16 * 2**20
 
 def evaluate(results: Results) -> list[Check]:
     """Return the checks of all that was measured. Ratios carry their goals themselves."""
-    checks = [_ratio_check(ratio) for ratio in results.ratios if ratio.goal is not None]
+    checks = [check for ratio in results.ratios if (check := ratio.check())]
     if results.machine.device == "cuda":
         checks += [*_bandwidth(results), *_launches(results), *_host_time(results)]
         checks += _transient_memory(results)
     return checks
-
-
-def _ratio_check(ratio: Ratio) -> Check:
-    name = f"{ratio.ours} vs {ratio.baseline}, {ratio.shapes}, {ratio.dtype}"
-    above = ratio.floor is None or ratio.ratio >= ratio.floor
-    return Check(name, ratio.ratio, "x", ratio.goal, ratio.floor, ratio.ratio >= ratio.goal, above)
 
 
 def _bandwidth(results: Results) -> list[Check]:

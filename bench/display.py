@@ -116,7 +116,7 @@ def figure(value: float | None, digits: int = 4) -> str:
     """Return a figure of so many significant digits, or a dash for none."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
 
 
 def _row(row: Row) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def speedups(results: Results, theme: Theme) -> Figure | None:
     axes.set_ylim(body, 0)
     axes.set_yticks([])
     _lists_legend(figure, colors, results.ratios, theme)
-    what = "Time of the other optimizer's step over ours: median of pairs, with quartiles"
+    what = "Time of the other optimizer's step over ours, with quartiles over the pairs"
     goals = any(ratio.goal for group in groups for ratio in group)
     what += "; a diamond marks a goal." if goals else "."
     style.titles(figure, theme, "Times as fast as the optimizers in use", what)

@@ -6,10 +6,10 @@ The README's figures come from committed result files and nowhere else; a test h
 from __future__ import annotations
 
 import argparse
-import re
 
-from bench import ROOT
-from bench.results import Results, load
+from bench import ROOT, pages
+from bench.display import figure
+from bench.results import Ratio, Results, load
 
 README = ROOT / "README.md"
 CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "results.json"
@@ -20,20 +20,18 @@ CPU_ROWS = (
     ("Adafactor T5", "transformers Adafactor T5", "gpt2-30M", "fp32"),
     ("Adafactor", "transformers Adafactor", "gpt2-124M", "fp32"),
     ("Adafactor T5", "transformers Adafactor T5", "gpt2-124M", "fp32"),
-    ("Adafactor", "transformers Adafactor", "gpt2-30M", "fp32"),
     ("torch_compat.AdamW", "torch AdamW fused", "tiny-1000", "fp32"),
     ("torch_compat.Adafactor", "torch Adafactor", "gpt2-30M", "fp32"),
     ("Adafactor T5", "transformers Adafactor T5", "gpt2-30M", "bf16"),
     ("AdamW", "torch AdamW foreach", "gpt2-30M", "bf16"),
-    ("torch_compat.AdamW", "torch AdamW foreach", "gpt2-30M", "bf16"),
+    ("torch_compat.AdamW", "torch AdamW fused", "gpt2-30M", "bf16"),
+    ("torch_compat.Adafactor", "torch Adafactor", "gpt2-30M", "bf16"),
 )
-"""The ratios that the README shows, of all that were measured: the keys of `results.Ratio`."""
-
-_CPU_BLOCK = re.compile(r"(?<=<!-- cpu:begin -->\n).*(?=<!-- cpu:end -->)", re.DOTALL)
+"""The ratios that the README shows besides the worst ones: the keys of `results.Ratio`."""
 
 
-def cpu_table(results: Results) -> str:
-    """Return the README's table of CPU ratios in Markdown.
+def cpu_ratios(results: Results) -> list[Ratio]:
+    """Return `CPU_ROWS`, and of each optimizer and dtype the worst ratio of all that were measured.
 
     Raises:
         ValueError: a row of `CPU_ROWS` was not measured.
@@ -42,29 +40,43 @@ def cpu_table(results: Results) -> str:
     missing = [", ".join(key) for key in CPU_ROWS if key not in measured]
     if missing:
         raise ValueError(f"the results lack {'; '.join(missing)}: measure again with those lists")
-    ratios = [measured[key] for key in CPU_ROWS]
-    machine = results.machine
+    worst: dict[tuple[str, str], Ratio] = {}
+    for ratio in sorted(results.ratios, key=lambda ratio: ratio.ratio):
+        worst.setdefault((ratio.ours, ratio.dtype), ratio)
+    keys = dict.fromkeys((*CPU_ROWS, *(ratio.key for ratio in worst.values())))
+    return [measured[key] for key in keys]
+
+
+def cpu_table(results: Results) -> str:
+    """Return the README's table of CPU ratios in Markdown."""
+    ratios, machine = cpu_ratios(results), results.machine
     lines = [
-        f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; medians of "
-        f"{min(ratio.rounds for ratio in ratios)} steps each, quartiles of the ratio in brackets.",
+        f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; "
+        f"{min(ratio.rounds for ratio in ratios)} steps of each or more. The ratio is that of the "
+        "times; in brackets are the quartiles over the steps, pair by pair.",
         "",
         "| | instead of | dtype | shapes | before | after | ratio | goal |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for ratio in ratios:
-        low, high = ratio.ratio_quartiles
+        low, high = (figure(quartile, 3) for quartile in ratio.ratio_quartiles)
         names = f"`{ratio.ours}` | {ratio.baseline} | {ratio.dtype} | {ratio.shapes}"
-        times = f"{ratio.baseline_ms:.0f} ms | {ratio.ours_ms:.0f} ms"
+        times = f"{_digits(ratio.baseline_ms)} ms | {_digits(ratio.ours_ms)} ms"
         goal = ""
         if ratio.goal is not None:
             goal = f" {ratio.goal:g}, {'met' if ratio.ratio >= ratio.goal else 'missed'}"
-        lines.append(f"| {names} | {times} | {ratio.ratio:.2f} [{low:.2f}, {high:.2f}] |{goal} |")
+        lines.append(f"| {names} | {times} | {_digits(ratio.ratio)} [{low}, {high}] |{goal} |")
     return "\n".join(lines) + "\n"
+
+
+def _digits(value: float) -> str:
+    """Return three digits, zeros too, or all before the point where there are more."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".removesuffix(".")
 
 
 def with_figures(readme: str, results: Results) -> str:
     """Return ``readme`` with the table of ``results`` in its place."""
-    return _CPU_BLOCK.sub(lambda _: cpu_table(results), readme)
+    return pages.replaced(readme, "cpu", cpu_table(results))
 
 
 def main(arguments: list[str] | None = None) -> None:

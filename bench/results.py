@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-FORMAT = 1
-"""Raised when the meaning of a key changes; files of another format are refused."""
+FORMAT = 2
+"""Raised when the meaning of a key changes. Format 1 is read too: there a ratio was the median over
+the pairs, which its times, medians over all rounds, didn't have."""
 
 KINDS = ("default", "equal bytes", "equal semantics")
 """What a ratio compares: two defaults, two optimizers of equal memory, or the same update."""
@@ -84,7 +85,10 @@ class Row:
 
 @dataclass
 class Ratio:
-    """Two optimizers measured in turns; a ratio above 1 says that this package is faster."""
+    """Two optimizers measured in turns; a ratio above 1 says that this package is faster.
+
+    ``ratio`` is `quotient` of the two times, and ``ratio_quartiles`` are over the pairs of rounds.
+    """
 
     ours: str
     baseline: str
@@ -105,6 +109,15 @@ class Ratio:
     def key(self) -> tuple[str, str, str, str]:
         """What a ratio of another file must equal to be the same ratio."""
         return (self.ours, self.baseline, self.shapes, self.dtype)
+
+    def check(self) -> Check | None:
+        """Return the verdict on it, or None where it has no goal."""
+        if self.goal is None:
+            return None
+        name = f"{self.ours} vs {self.baseline}, {self.shapes}, {self.dtype}"
+        met = self.ratio >= self.goal
+        above = self.floor is None or self.ratio >= self.floor
+        return Check(name, self.ratio, "x", self.goal, self.floor, met, above)
 
 
 @dataclass
@@ -170,8 +183,13 @@ class Results:
             raise
 
 
+def quotient(baseline_ms: float, ours_ms: float) -> float:
+    """Return the ratio of two times to the three digits that are shown and judged."""
+    return float(f"{baseline_ms / ours_ms:.3g}")
+
+
 def load(path: Path) -> Results:
-    """Read a result file.
+    """Read a result file; ratios of format 1 are made those of their times, and judged again.
 
     Raises:
         ValueError: it is no result file of this format; the message says which key is wrong.
@@ -182,7 +200,7 @@ def load(path: Path) -> Results:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     found = data.pop("format", None) if isinstance(data, dict) else None
-    if found != FORMAT:
+    if found not in (1, FORMAT):
         raise ValueError(
             f"{path} has format {found!r}, and format {FORMAT} is needed: "
             "measure again with `python -m bench --json FILE`"
@@ -194,7 +212,16 @@ def load(path: Path) -> Results:
     for name, cls in lists.items():
         items = [_construct(cls, d, f"{path}: {name}[{i}]") for i, d in enumerate(data[name])]
         setattr(results, name, items)
+    if found == 1:
+        _judge_again(results)
     return results
+
+
+def _judge_again(results: Results) -> None:
+    for ratio in results.ratios:
+        ratio.ratio = quotient(ratio.baseline_ms, ratio.ours_ms)
+    verdicts = {check.name: check for ratio in results.ratios if (check := ratio.check())}
+    results.checks = [verdicts.get(check.name, check) for check in results.checks]
 
 
 def _construct(cls: type[_T], data: dict[str, Any], where: str) -> _T:

@@ -16,7 +16,7 @@ from bench.agreement import DisagreementError
 from bench.isolation import Isolation
 from bench.merging import merged
 from bench.pairs import Pair
-from bench.results import Copy, Missing, Ratio, Results, Row
+from bench.results import Copy, Missing, Ratio, Results, Row, quotient
 from bench.setups import DTYPES, OURS, SETUPS, Setup
 from bench.shapes import SHAPES, numel
 from bench.subject import Subject, free
@@ -83,8 +83,9 @@ class Session:
         own, theirs = self._times(ours, baseline)
         for subject, times in ((ours, own), (baseline, theirs)):
             self._add_row(subject, shapes, times)
-        pairs = list(zip(theirs.ms, own.ms, strict=True))
-        low, median, high = timing.quartiles([b / o for b, o in pairs])
+        baseline_ms, ours_ms = timing.middle_means(theirs.ms, own.ms)
+        each = [b / o for b, o in zip(theirs.ms, own.ms, strict=True)]
+        low, _, high = timing.quartiles(each)
         goal = pair.goal(self.device.type, shapes, dtype)
         host = timing.median_ratio(own.host_us, theirs.host_us)
         self.results.ratios.append(
@@ -95,10 +96,10 @@ class Session:
                 dtype=dtype,
                 kind=pair.kind,
                 parameters=ours.parameters,
-                baseline_ms=round(timing.quartiles(theirs.ms)[1], 4),
-                ours_ms=round(timing.quartiles(own.ms)[1], 4),
-                rounds=len(pairs),
-                ratio=round(median, 3),
+                baseline_ms=round(baseline_ms, 4),
+                ours_ms=round(ours_ms, 4),
+                rounds=len(each),
+                ratio=quotient(baseline_ms, ours_ms),
                 ratio_quartiles=[round(low, 3), round(high, 3)],
                 host_ratio=host,
                 goal=goal and goal.goal,

@@ -133,6 +133,20 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
+def middle_means(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Return what two steps took that were timed in turns, such that both belong together.
+
+    Of the pairs the middle half is taken, by their ratios, and of each step's times in these the
+    geometric mean. So the ratio of the two results is the geometric mean of the pairs' ratios and
+    lies between the quartiles, whatever outliers there are. Two medians would be of two different
+    rounds: their ratio can lie beyond the quartiles, where a machine has fast and slow rounds.
+    """
+    pairs = sorted(zip(before, after, strict=True), key=lambda pair: pair[0] / pair[1])
+    cut = min(math.ceil((len(pairs) - 1) / 4), (len(pairs) - 1) // 2)
+    middle = pairs[cut : len(pairs) - cut]
+    return tuple(statistics.geometric_mean(times) for times in zip(*middle, strict=True))
+
+
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
     """Return the ratio of two medians, or None where there is nothing."""
     if not numerators or not denominators:

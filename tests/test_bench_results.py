@@ -90,7 +90,7 @@ def test_keys_that_do_not_apply_are_null(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text('{"machine": {}, "rounds": 9, "rows": []}')
-    with pytest.raises(ValueError, match="has format None, and format 1 is needed"):
+    with pytest.raises(ValueError, match="has format None, and format 2 is needed"):
         results.load(path)
     path.write_text("no JSON")
     with pytest.raises(ValueError, match="is no JSON"):
@@ -101,6 +101,23 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match=r"missing\[0\] lacks \['why'\] .* \['reason'\]"):
         results.load(path)
+
+
+def test_ratios_of_format_1_are_made_those_of_their_times(tmp_path: Path) -> None:
+    """And judged again: 30 ms against 33 were said to be 0.99, which reaches a floor of 0.98."""
+    path, saved = tmp_path / "file.json", made_up()
+    saved.ratios = [ratio(baseline_ms=30.35, ours_ms=32.97, ratio=0.987, goal=1.0, floor=0.98)]
+    saved.checks = [saved.ratios[0].check(), Check("build", 9.0, "s", 30.0, None, True, True)]
+    assert saved.checks[0].above_floor
+    saved.save(path)
+    assert results.load(path) == saved
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    found = results.load(path)
+    assert found.ratios[0].ratio == 0.921
+    assert [(c.value, c.met, c.above_floor) for c in found.checks] == [
+        (0.921, False, False),
+        (9.0, True, True),
+    ]
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:

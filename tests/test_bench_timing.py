@@ -53,6 +53,30 @@ def test_quartiles() -> None:
     assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
+def test_times_of_a_pair_belong_together() -> None:
+    """Fast and slow rounds, of which each step's median is another: 40 and 10, 4 times, not 2."""
+    before, after = [10.0, 10.0, 40.0, 40.0, 40.0], [5.0, 5.0, 20.0, 20.0, 10.0]
+    b, a = timing.middle_means(before, after)
+    assert b / a == pytest.approx(2.0)
+    assert before[0] < b < before[-1]
+
+
+@pytest.mark.parametrize("rounds", range(3, 12))
+def test_an_outlier_moves_no_ratio_beyond_the_quartiles(rounds: int) -> None:
+    after = [1.0 + 0.01 * (7 * i % rounds) for i in range(rounds)]
+    before = [3.0 * a * (1.0 + 0.02 * (5 * i % rounds)) for i, a in enumerate(after)]
+    before[1] *= 1000.0
+    b, a = timing.middle_means(before, after)
+    low, _, high = timing.quartiles([b / a for b, a in zip(before, after, strict=True)])
+    assert low - 1e-9 <= b / a <= high + 1e-9
+    assert min(before) < b < 10.0 and min(after) <= a <= max(after)
+
+
+def test_a_round_or_two_have_a_ratio_as_well() -> None:
+    assert timing.middle_means([6.0], [3.0]) == pytest.approx((6.0, 3.0))
+    assert timing.middle_means([2.0, 8.0], [1.0, 1.0]) == pytest.approx((4.0, 1.0))
+
+
 def test_ratio_of_medians() -> None:
     assert timing.median_ratio([1.0, 2.0, 9.0], [4.0]) == 0.5
     assert timing.median_ratio([], [1.0]) is None

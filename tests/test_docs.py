@@ -38,6 +38,20 @@ def test_the_readme_says_of_every_cpu_goal_whether_it_was_met() -> None:
         assert row.endswith(f"| {ratio.goal:g}, {verdict} |")
 
 
+def test_times_and_ratio_of_every_row_agree_and_the_worst_are_among_them() -> None:
+    found = results.load(report.CPU_RESULTS)
+    each = r"\| `(.+?)` \| (.+?) \| (\w+) \| (\S+) \| ([\d.,]+) ms \| ([\d.,]+) ms \| ([\d.]+)"
+    shown = {}
+    for ours, baseline, dtype, shapes, *figures in re.findall(each, report.cpu_table(found)):
+        before, after, ratio = (float(figure.replace(",", "")) for figure in figures)
+        assert before / after == pytest.approx(ratio, rel=0.01)
+        shown[ours, baseline, shapes, dtype] = ratio
+    for ours, dtype in {(ratio.ours, ratio.dtype) for ratio in found.ratios}:
+        measured = [r for r in found.ratios if (r.ours, r.dtype) == (ours, dtype)]
+        assert min(measured, key=lambda r: r.ratio).key in shown
+    assert shown["torch_compat.AdamW", "torch AdamW fused", "gpt2-30M", "bf16"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
