@@ -127,8 +127,9 @@ class Adafactor(AdafactorFamily):
         the parameter's root mean square from its device, so it waits for the step to finish.
         """
         for param in group["params"]:
-            param_state = self.state.get(param)
-            if param_state and param_state["step"]:
+            param_state = self.state.get(param, {})
+            has_rms = "RMS" in param_state or not group["scale_parameter"]
+            if param_state.get("step") and has_rms:  # a shard's dict has no RMS
                 return self._get_lr(group, param_state)
         return None
 
@@ -143,20 +144,15 @@ class Adafactor(AdafactorFamily):
     def _check_group(self, group: dict[str, Any]) -> None:
         for flag in ("scale_parameter", "relative_step", "warmup_init"):
             validation.check_flag(group[flag], flag)
-        if group["lr"] is not None and group["relative_step"]:
-            raise ValueError(
-                "Cannot combine manual `lr` and `relative_step=True` options; "
-                "pass relative_step=False with an lr, or lr=None"
-            )
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("`warmup_init=True` requires `relative_step=True`")
-        if not group["relative_step"]:
-            if group["lr"] is None:
-                raise ValueError(
-                    "relative_step=False needs an lr (1e-3 is common); lr=None requires "
-                    "relative_step=True"
-                )
+        if group["lr"] is not None:  # AdafactorSchedule writes one whatever relative_step is
             validation.check_number(group["lr"], "learning rate", low=0.0)
+        elif not group["relative_step"]:
+            raise ValueError(
+                "relative_step=False needs an lr (1e-3 is common); lr=None requires "
+                "relative_step=True"
+            )
         eps = group["eps"]
         if not isinstance(eps, (tuple, list)) or len(eps) != 2:
             raise ValueError(f"Invalid eps: {eps!r} - should be a pair of numbers >= 0.0")
@@ -170,12 +166,19 @@ class Adafactor(AdafactorFamily):
             validation.check_number(group["beta1"], "beta1", low=0.0, high=1.0, open_high=True)
         validation.check_number(group["weight_decay"], "weight_decay")
 
+    def _check_new_group(self, group: dict[str, Any]) -> None:
+        if group["lr"] is not None and group["relative_step"]:
+            raise ValueError(
+                "Cannot combine manual `lr` and `relative_step=True` options; "
+                "pass relative_step=False with an lr, or lr=None"
+            )
+
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
         dtype = statistics_dtype(param)
-        spec = (StateTensor("RMS", "rms", dtype, "scalar"),)
+        spec = (StateTensor("RMS", "rms", dtype, "scalar", needed=False),)
         if group["beta1"] is not None:
             first, _ = precision.resolve_state_dtype(group["state_dtype"], param.dtype)
-            spec += (StateTensor("exp_avg", "exp_avg", first),)
+            spec += (StateTensor("exp_avg", "exp_avg", first, may_begin_late=True),)
         if param.dim() < 2:
             return (*spec, StateTensor("exp_avg_sq", "exp_avg_sq", dtype))
         return (
@@ -211,8 +214,9 @@ class Adafactor(AdafactorFamily):
         # torch.optim.Adafactor's names. Its eps means something else, so ours stays.
         if "beta2_decay" in saved:
             saved["decay_rate"] = saved.pop("beta2_decay")
-            saved["clip_threshold"] = saved.pop("d")
-            del saved["eps"]
+            if "d" in saved:
+                saved["clip_threshold"] = saved.pop("d")
+            saved.pop("eps", None)
         return saved
 
 

@@ -30,7 +30,7 @@ class AdamFamily(FusedOptimizer):
             StateTensor("exp_avg_sq", "exp_avg_sq", second),
         )
         if group.get("amsgrad", False):
-            spec += (StateTensor("max_exp_avg_sq", "max_exp_avg_sq", second),)
+            spec += (StateTensor("max_exp_avg_sq", "max_exp_avg_sq", second, may_begin_late=True),)
         return spec
 
 

@@ -6,19 +6,21 @@ It does no tensor arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 
 from fused_optim import (
     bucketing,
     capturable,
+    clipping,
     dispatch,
     loading,
     plan_upload,
     precision,
+    saving,
     state,
     validation,
 )
@@ -28,11 +30,11 @@ from fused_optim.numerics import NumericsReport
 from fused_optim.plan import Plan
 from fused_optim.steady import Steady, increment_versions
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 # Private to torch, so optional: it keeps torch.compile from tracing into a function.
 _disable_dynamo = getattr(torch, "_disable_dynamo", lambda function: function)
-
-STRUCTURAL_OPTIONS = ("low_precision", "state_dtype", "capturable")
-"""Options that say how state is stored. They stay the constructor's when a state dict is loaded."""
 
 
 class CommonOptions(TypedDict, total=False):
@@ -44,6 +46,7 @@ class CommonOptions(TypedDict, total=False):
     maximize: bool
     capturable: bool
     max_grad_norm: float | None
+    clip_group: ProcessGroup | None
     seed: int
 
 
@@ -67,7 +70,14 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             ``GradScaler``'s ``found_inf``.
         max_grad_norm: scale all gradients together to at most this norm, as
             ``torch.nn.utils.clip_grad_norm_`` does, within the step and without writing to them.
-        seed: of stochastic rounding, 64 bits. Use the same one on every replica.
+        clip_group: the ``torch.distributed`` process group over whose ranks the gradients are
+            spread, each with a part of its own (FSDP1, ``ZeroRedundancyOptimizer``): the norm is
+            that of all parts, and every rank has to make every step. None where each rank has all
+            gradients, as with DistributedDataParallel. ``ZeroRedundancyOptimizer`` saves what it
+            passes on, which a process group does not survive: set ``zero.optim.clip_group``.
+        seed: of stochastic rounding, 64 bits. Use the same one on every replica. An optimizer
+            numbers its own parameters, so where there is one optimizer for each parameter, give
+            each a seed of its own: with the same one all would round by the same random bits.
 
     Attributes:
         grad_norm: 0-d tensor, the norm of all gradients in the last step before clipping; None
@@ -79,13 +89,22 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     """
 
     _family: ClassVar[str]
+    _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
     _statistics: ClassVar[str | None] = None  # the op that comes before clipping, if one does
     _updates: ClassVar[tuple[str, ...]]  # the ops that come after it
     _aliases: ClassVar[dict[str, str]] = {}
-    _pickled: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "seed", "fused_unscale")
+    _shows_torch_steps: ClassVar[bool] = False  # 0-d tensors in state dicts, as torch's are
+    _pickled: ClassVar[tuple[str, ...]] = (
+        *("backend", "max_grad_norm", "clip_group", "seed", "fused_unscale", "grad_norm"),
+        "_options",
+    )
 
+    clip_group: ProcessGroup | None = None
     grad_norm: torch.Tensor | None = None
-    fused_unscale: bool = False
+    # What groups have unless they say otherwise.
+    _options: Mapping[str, Any] = MappingProxyType({})
+    # The groups' settings as they were last checked.
+    _checked: Sequence[dict[str, Any]] = ()
     # Tables of the last step, and what it takes to see that they still hold. Never saved.
     _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
     _steady: Steady | None = None
@@ -101,29 +120,43 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         max_grad_norm: float | None = None,
+        clip_group: ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
         dispatch.check_backend(backend, self._updates[-1])
         if max_grad_norm is not None:
             validation.check_number(max_grad_norm, "max_grad_norm", low=0.0)
+        clipping.check_group(clip_group)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"Invalid seed: {seed!r} - should be an integer in [0, 2**64)")
         self.backend = backend
         self.max_grad_norm = max_grad_norm
+        self.clip_group = clip_group
         self.seed = seed
-        common = {
+        self.fused_unscale = False
+        self.grad_norm = None
+        # Not in the groups: torch.distributed.checkpoint insists that a checkpoint has each key of
+        # a group, and a peer's checkpoint has none of these.
+        self._options = {
             "low_precision": low_precision,
             "state_dtype": state_dtype,
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(params, {**defaults, **common})
+        in_groups = {name: self._options.pop(name) for name in self._group_options}
+        super().__init__(params, {**defaults, **in_groups})
 
     # What a subclass provides.
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise ValueError for hyperparameters that can't be used."""
+        """Raise ValueError for hyperparameters that can't be used.
+
+        Asked whenever one has changed. Here and below, ``group`` is what `settings` returns.
+        """
         raise NotImplementedError
+
+    def _check_new_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for options that a user must not combine, though a scheduler may."""
 
     def _state_spec(
         self, group: dict[str, Any], param: torch.Tensor
@@ -166,7 +199,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             launches: the buckets of the step.
             sums: each bucket's sums of squared gradients, where a statistics op returned them.
         """
-        if self.max_grad_norm is None or not launches:
+        if self.max_grad_norm is None or not (launches or self.clip_group):
             return
         self.grad_norm = self._global_norm(launches, sums)
         coefficient = (self.max_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
@@ -179,7 +212,11 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         """Return the norm of all gradients together, on the first bucket's device."""
         if sums is None:
             sums = self._run("grad_square_sums", launches)
-        return torch.stack([s.sum().to(sums[0].device) for s in sums]).sum().sqrt()
+        return clipping.total_norm(sums, self.clip_group, self.param_groups)
+
+    def _clips(self) -> bool:
+        """Return whether steps depend on the norm of gradients."""
+        return self.max_grad_norm is not None
 
     def _run(self, op: str, launches: list[tuple[Bucket, Launch]]) -> list:
         """Run one op on every bucket and return what it returned."""
@@ -209,6 +246,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         given, param_group = param_group, dict(param_group)
+        validation.check_keys(param_group, self)
         if not isinstance(param_group["params"], (torch.Tensor, set)):
             param_group["params"] = list(param_group["params"])
             validation.check_params(param_group["params"])
@@ -218,25 +256,50 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        capturable.make_lr_tensor(param_group)
+        if self.settings(param_group)["capturable"]:
+            capturable.make_lr_tensor(param_group)
         given.update(param_group)
         self.param_groups[-1] = given  # as torch, which adds the very dict it is given
 
+    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return a group's hyperparameters and options, the optimizer's where it has none itself.
+
+        That is what steps go by; writing to it changes nothing, writing to ``group`` does.
+        """
+        return {**self._options, **group}
+
     def _validate(self, group_index: int) -> None:
-        group = self.param_groups[group_index]
-        try:
-            validation.check_common(group)
-            self._check_group(group)
-        except ValueError as error:
-            where = f"{type(self).__name__}, group {group_index}: "
-            raise ValueError(where + str(error)) from None
+        """Check a new group and its parameters."""
+        group = self.settings(self.param_groups[group_index])
+        self._check_settings(group, group_index)
+        with validation.naming(f"{type(self).__name__}, group {group_index}: "):
+            self._check_new_group(group)
         for index, param in enumerate(group["params"]):
+            if not validation.trains(param):  # it is checked once it has a gradient
+                continue
             where = f"{type(self).__name__}: {validation.place(group, group_index, index)}"
             validation.check_param(param, where)
-            try:
+            with validation.naming(f"{where}: "):
                 precision.resolve_mode(group["low_precision"], param.dtype)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+
+    def _check_settings(self, settings: dict[str, Any], group_index: int) -> None:
+        with validation.naming(f"{type(self).__name__}, group {group_index}: "):
+            validation.check_common(settings)
+            self._check_group(settings)
+
+    def _checked_settings(self) -> Sequence[dict[str, Any]]:
+        """Return every group's settings; those that changed since the last step are checked.
+
+        Raises:
+            ValueError: one can't be used; nothing was changed.
+        """
+        found = [self.settings(group) for group in self.param_groups]
+        known = self._checked if len(self._checked) == len(found) else found
+        for index, (before, now) in enumerate(zip(known, found, strict=True)):
+            if before is now or not validation.same_settings(before, now):
+                self._check_settings(now, index)
+        self._checked = found
+        return found
 
     @_disable_dynamo
     @torch.no_grad()
@@ -254,27 +317,41 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or of another shape, device or kind than its
-                parameter; nothing was changed.
+                parameter; or ``max_grad_norm`` would clip by the norm of a shard.
+            ValueError: a group has a hyperparameter that can't be used, or a parameter's state does
+                not fit it.
+
+        Whatever it raises, step counts, state and parameters are as they were.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        settings = self._checked_settings()
         found_inf = getattr(self, "found_inf", None)
         # Where step counts are on the host, so has to be the decision to skip.
-        if found_inf is not None and not self._all_capturable() and found_inf.item() != 0:
+        on_device = all(group["capturable"] for group in settings)
+        if found_inf is not None and not on_device and found_inf.item() != 0:
             return loss
         captures = plan_upload.capturing()
-        steady = self._steady.advance(self) if self._steady and not captures else None
+        steady = self._steady.advance(self, settings) if self._steady and not captures else None
         if steady is not None:
             buckets, written = steady
             self._run_step(buckets)
             increment_versions(written)
-            return loss
+        else:
+            self._step_anew(found_inf, captures)
+        return loss
+
+    def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
+        """Make a step that takes nothing over from the last one but device tables."""
         pending = bucketing.parameters_with_gradients(self)
         kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
         if captures:
             capturable.check_capture(self, pending)
+        if self._clips() and self.clip_group is None:
+            clipping.check_whole(self, pending)
+        bucketing.check_states(self, pending, kinds)
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
         homes = bucketing.sorted_into_buckets(self, pending, kinds)
@@ -293,10 +370,6 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
             lasts = pending and Steady.holds_for(pending, kinds)
             self._steady = Steady(self, pending, kinds, buckets) if lasts else None
-        return loss
-
-    def _all_capturable(self) -> bool:
-        return all(group["capturable"] for group in self.param_groups)
 
     def _run_step(self, buckets: list[Bucket]) -> None:
         """Run the ops of a step on its buckets."""
@@ -307,27 +380,28 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self._run(op, launches)
 
     def init_state(self) -> None:
-        """Create the state of every parameter now, so that a lack of memory shows at once."""
-        numbered = enumerate(self.param_groups)
-        params = [(index, param) for index, group in numbered for param in group["params"]]
-        for (_, param), kind in zip(params, bucketing.kinds(self, params), strict=True):
+        """Create the state of every parameter now, so that a lack of memory shows at once.
+
+        Frozen parameters need none, and lazy ones can't have any yet.
+
+        Raises:
+            ValueError: a parameter's state does not fit it; nothing was changed.
+        """
+        pending = bucketing.trained_parameters(self)
+        kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
+        bucketing.check_states(self, pending, kinds)
+        for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as torch does; dtypes of the groups are given by name.
+        """Return the state as torch does, with the hyperparameters of each group.
 
-        NumPy's numbers, which schedules like to write, become Python's, so that what is saved loads
-        with ``weights_only=True``.
+        How state is stored (``low_precision``, ``state_dtype``, ``capturable``) is the
+        constructor's affair and not in the dict. Tensors are the optimizer's own, not copies, but
+        for step counts where torch keeps them as tensors.
         """
-        result = super().state_dict()
-        for group in result.get("param_groups", ()):  # a hook may have removed them
-            group.update({key: validation.plain(value) for key, value in group.items()})
-            if isinstance(group.get("state_dtype"), torch.dtype):
-                group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
-            if isinstance(group.get("lr"), torch.Tensor):  # schedulers write to it
-                group["lr"] = group["lr"].detach().clone()
-        return result
+        return saving.shown(self, super().state_dict())
 
     @_disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -338,10 +412,20 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         are converted to that, never to the parameter's dtype. With equal options a resumed run
         equals an uninterrupted one bit for bit, whichever of model and optimizer is loaded first.
 
+        Where the dict and the optimizer have ``param_names``, state goes by name. The state of
+        bitsandbytes' 32-bit optimizers, TransformerEngine and torch's NAdam is translated, which a
+        warning says.
+
         Raises:
-            ValueError: the dict's groups or shapes are not this optimizer's; nothing was changed.
+            ValueError: the dict is no state dict or of another model or optimizer, lacks a moment,
+                or has a value that can't be used; nothing was changed.
         """
-        state_dict = state_dict.copy()
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict takes what state_dict() returned, not a "
+                f"{type(state_dict).__name__}"
+            )
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         self.__setstate__(loading.converted(self, state_dict))
@@ -365,7 +449,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch's GradScaler may hand ``grad_scale`` and ``found_inf`` to `step`."""
-        params = (p for group in self.param_groups for p in group["params"])
+        params = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         return self.fused_unscale or any(p.dtype is torch.float16 for p in params)
 
     def _launch(self, device: torch.device) -> Launch:

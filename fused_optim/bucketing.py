@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,24 +26,63 @@ class Kind(NamedTuple):
 def parameters_with_gradients(optimizer) -> list[Pending]:
     """Return the parameters that a step updates, all checked.
 
+    They are checked again because they may have been replaced since they were added.
+
     Raises:
+        ValueError: a parameter can't be updated.
         RuntimeError: a gradient does not fit its parameter.
     """
     found: list[Pending] = []
-    number = -1
+    name = type(optimizer).__name__
+    for group_index, index, param, number in _numbered(optimizer):
+        grad = getattr(param, "main_grad", None)
+        if grad is None:
+            grad = param.grad
+        if grad is None:
+            continue
+        where = validation.place(optimizer.param_groups[group_index], group_index, index)
+        validation.check_param(param, f"{name}: {where}")
+        validation.check_gradient(grad, param, name, where)
+        found.append((group_index, index, param, grad, number))
+    return found
+
+
+def trained_parameters(optimizer) -> list[Pending]:
+    """Return the parameters that may get gradients, checked, each in its gradient's place too.
+
+    Raises:
+        ValueError: a parameter can't be updated.
+    """
+    found: list[Pending] = []
+    for group_index, index, param, number in _numbered(optimizer):
+        if validation.trains(param):
+            where = validation.place(optimizer.param_groups[group_index], group_index, index)
+            validation.check_param(param, f"{type(optimizer).__name__}: {where}")
+            found.append((group_index, index, param, param, number))
+    return found
+
+
+def _numbered(optimizer) -> Iterator[tuple[int, int, torch.Tensor, int]]:
+    """Yield (group index, index in the group, parameter, number in ``state_dict`` order)."""
+    number = 0
     for group_index, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
+            yield group_index, index, param, number
             number += 1
-            grad = getattr(param, "main_grad", None)
-            if grad is None:
-                grad = param.grad
-            if grad is None:
-                continue
-            if not _plain(param, grad):
-                where = validation.place(group, group_index, index)
-                validation.check_gradient(grad, param, type(optimizer).__name__, where)
-            found.append((group_index, index, param, grad, number))
-    return found
+
+
+def check_states(optimizer, pending: list[Pending], kinds: list[Kind]) -> None:
+    """Refuse a step or the creation of state where a parameter's state does not fit it.
+
+    Raises:
+        ValueError: nothing was changed.
+    """
+    for (group_index, index, param, _, _), kind in zip(pending, kinds, strict=True):
+        found = optimizer.state.get(param)
+        if found:
+            where = validation.place(optimizer.param_groups[group_index], group_index, index)
+            with validation.naming(f"{type(optimizer).__name__}: {where}: "):
+                state.check(param, found, kind.spec)
 
 
 def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
@@ -54,7 +93,8 @@ def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
         alike = (group_index, param.device, param.dtype, param.dim() < 2)
         kind = known.get(alike)
         if kind is None:
-            kind = known[alike] = _kind(optimizer, optimizer.param_groups[group_index], param)
+            settings = optimizer.settings(optimizer.param_groups[group_index])
+            kind = known[alike] = _kind(optimizer, settings, param)
         found.append(kind)
     return found
 
@@ -109,32 +149,27 @@ def advance(
 ) -> None:
     """Advance the step counts and give the buckets their rows, and the entries their indices."""
     steps: list[torch.Tensor] = []
+    counted: list[tuple[dict[str, Any], int]] = []
     on_device: dict[int, tuple[Bucket, capturable.DeviceRows]] = {}
+    groups = [optimizer.settings(group) for group in optimizer.param_groups]
     for (group_index, index, param, _, _), (bucket, entry) in zip(pending, homes, strict=True):
-        group, param_state = optimizer.param_groups[group_index], optimizer.state[param]
+        group, param_state = groups[group_index], optimizer.state[param]
         variant = optimizer._row_variant(group, index, param)
         if bucket.key.capturable:
             steps.append(param_state["step"])
             _, rows = on_device.setdefault(id(bucket), (bucket, capturable.DeviceRows()))
             rows.add(group_index, variant, steps[-1], entry)
             continue
-        param_state["step"] = step = param_state["step"] + 1
+        step = param_state["step"] + 1
+        counted.append((param_state, step))
         row_key = (group_index, step, variant)
         row = bucket.row_index.get(row_key)
         if row is None:
             row = bucket.row_index[row_key] = len(bucket.rows)
             bucket.rows.append(optimizer._row(group, step, variant))
         entry.row = row
+    for param_state, step in counted:  # all rows are there: nothing can fail any more
+        param_state["step"] = step
     capturable.advance(steps, found_inf)
     for bucket, rows in on_device.values():
-        rows.fill(bucket, lambda g, s, v: optimizer._row(optimizer.param_groups[g], s, v))
-
-
-def _plain(param: torch.Tensor, grad: torch.Tensor) -> bool:
-    """Return whether a gradient obviously fits its parameter: the fast way past the checks."""
-    return (
-        grad.layout is torch.strided
-        and grad.dtype in precision.SUPPORTED_DTYPES
-        and grad.shape == param.shape
-        and grad.device == param.device
-    )
+        rows.fill(bucket, lambda g, s, v: optimizer._row(groups[g], s, v))

@@ -27,15 +27,16 @@ STEP_DTYPE = torch.int64  # torch's float32 stops counting at 2**24
 
 def make_lr_tensor(group: dict[str, Any]) -> None:
     """Make a capturable group's learning rate a tensor, which schedulers then write in place."""
-    lr = group.get("lr")
-    if group["capturable"] and isinstance(lr, numbers.Real) and group["params"]:
-        device = group["params"][0].device
-        group["lr"] = torch.tensor(float(lr), dtype=torch.float64, device=device)
+    lr, params = group.get("lr"), sorted(group["params"], key=validation.trains, reverse=True)
+    if isinstance(lr, numbers.Real) and params:
+        group["lr"] = torch.tensor(float(lr), dtype=torch.float64, device=params[0].device)
 
 
 def step_tensor(step: Any, device: torch.device) -> torch.Tensor:
     """Return a step count as a capturable parameter's state holds it."""
-    return torch.as_tensor(step).reshape(()).to(device=device, dtype=STEP_DTYPE)
+    if not isinstance(step, torch.Tensor):
+        return torch.tensor(step, device=device, dtype=STEP_DTYPE)
+    return step.reshape(()).to(device=device, dtype=STEP_DTYPE)
 
 
 def check_capture(optimizer, pending: list) -> None:
@@ -51,7 +52,7 @@ def check_capture(optimizer, pending: list) -> None:
     """
     name, groups = type(optimizer).__name__, optimizer.param_groups
     for index, place, param, _, _ in pending:
-        group = groups[index]
+        group = optimizer.settings(groups[index])
         if not group["capturable"]:
             raise RuntimeError(
                 f"{name}: step() is being captured into a CUDA graph, and group {index} has "

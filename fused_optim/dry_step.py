@@ -81,7 +81,7 @@ def examine(optimizer: Any, pending: list) -> list[Examined]:
         found = optimizer.state.get(param, {})
         entry = _entry(param, grad, found, kind.spec, optimizer._statistics is not None)
         entry.row, entry.number = len(bucket.rows), number
-        group = optimizer.param_groups[group_index]
+        group = optimizer.settings(optimizer.param_groups[group_index])
         variant = optimizer._row_variant(group, index, param)
         bucket.rows.append(optimizer._row(group, int(found.get("step", 0)) + 1, variant))
         bucket.entries.append(entry)

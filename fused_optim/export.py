@@ -110,14 +110,19 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
     """Return the precision mode of every parameter of the optimizer, by id.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: the model lacks one of them.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{what} takes the model whose parameters are optimized, not a {type(model).__name__}"
+        )
     modes: dict[int, str] = {}
     missing = []
     there = set(map(id, model.parameters()))
     for number, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
-            modes[id(param)] = precision.resolve_mode(group["low_precision"], param.dtype)
+            modes[id(param)] = _mode_of(optimizer, group, param)
             if id(param) not in there:
                 missing.append(validation.place(group, number, index))
     if missing:
@@ -127,6 +132,12 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
             "of it), or a torch.nn.ModuleList of all of its parts"
         )
     return modes
+
+
+def _mode_of(optimizer: Any, group: dict[str, Any], param: torch.Tensor) -> str:
+    if not param.requires_grad and not optimizer.state.get(param):
+        return "nearest" if param.dtype in precision.SIXTEEN_BIT else "none"  # frozen, of any dtype
+    return precision.resolve_mode(optimizer.settings(group)["low_precision"], param.dtype)
 
 
 def _full_value(

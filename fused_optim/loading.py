@@ -1,101 +1,175 @@
-"""Turning a state dict, ours or a peer's, into this optimizer's state and groups."""
+"""Turning a state dict, ours or a peer's, into this optimizer's state and groups.
+
+Nothing here changes the optimizer: all of a dict is converted and checked before any of it counts.
+"""
 
 from __future__ import annotations
 
 import copy
 import numbers
-from typing import Any
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim import precision, state, validation
+from fused_optim import peers, precision, state, state_values, validation
 from fused_optim.capturable import step_tensor
+from fused_optim.matching import in_order_of, sections
+
+STORAGE_OPTIONS = ("low_precision", "state_dtype", "capturable")
+"""Options that say how state is stored. They stay the constructor's when a state dict is loaded."""
 
 
-def converted(optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+class _Home(NamedTuple):
+    """Where the state of a loaded parameter goes."""
+
+    group: dict[str, Any]  # the loaded group's settings
+    param: torch.Tensor
+    group_step: Any  # apex and TransformerEngine count in the group
+    where: str
+
+
+def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``optimizer.__setstate__`` takes to load ``state_dict``; changes nothing.
 
     Raises:
-        ValueError: groups, their sizes or the shapes of state tensors do not match.
+        ValueError: the dict is no optimizer's state dict, is that of another model or optimizer, or
+            has values that the constructor would refuse.
     """
-    groups, saved_groups = optimizer.param_groups, copy.deepcopy(state_dict["param_groups"])
-    sizes, saved_sizes = ([len(g["params"]) for g in gs] for gs in (groups, saved_groups))
-    if len(sizes) != len(saved_sizes):
-        raise ValueError(
-            "loaded state dict has a different number of parameter groups: "
-            f"{len(saved_sizes)}, not {len(sizes)}"
+    name = type(optimizer).__name__
+    notes: dict[str, list[str]] = {}
+    with validation.naming(f"{name}.load_state_dict: "):
+        saved_state, saved_groups = sections(state_dict)
+        saved_groups = in_order_of(optimizer.param_groups, copy.deepcopy(saved_groups))
+        counts = _step_counts(saved_state, saved_groups)
+        new_groups = [
+            _merged_group(optimizer, group, {"step": max(counts, default=0), **saved}, index)
+            for index, (group, saved) in enumerate(
+                zip(optimizer.param_groups, saved_groups, strict=True)
+            )
+        ]
+        homes = _homes(optimizer, new_groups, saved_groups)
+        new_state = type(optimizer.state)(dict)
+        for key, value in saved_state.items():
+            home = homes.get(key)
+            if home is None:
+                _check_stray(key, value)
+                new_state[key] = value
+                continue
+            with validation.naming(home.where):
+                new_state[home.param], note = _converted_state(optimizer, home, value)
+            if note is not None:
+                notes.setdefault(note, []).append(home.where.removesuffix(": "))
+    for note, places in notes.items():
+        more = "" if len(places) == 1 else f" and {len(places) - 1} more"
+        warnings.warn(
+            f"{name}.load_state_dict: {places[0]}{more}: {note}", UserWarning, stacklevel=5
         )
-    if sizes != saved_sizes:
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of "
-            f"optimizer's group: sizes are {saved_sizes}, not {sizes}"
-        )
-    owner = {}
-    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+    return {"state": new_state, "param_groups": new_groups}
+
+
+def _homes(optimizer, new_groups: list[dict], saved_groups: list[dict]) -> dict[Any, _Home]:
+    """Return by the dict's id of a parameter where its state goes."""
+    homes = {}
+    for number, (group, saved) in enumerate(zip(new_groups, saved_groups, strict=True)):
+        settings = optimizer.settings(group)
         for index, param_id in enumerate(saved["params"]):
-            where = f"{type(optimizer).__name__}: {validation.place(group, number, index)}: "
-            owner[param_id] = (group, group["params"][index], saved.get("step", 0), where)
-    new_state: dict[Any, Any] = {}
-    for key, value in state_dict["state"].items():
-        if key in owner:
-            group, param, group_step, where = owner[key]
-            try:
-                new_state[param] = _converted_state(optimizer, group, param, value, group_step)
-            except ValueError as error:
-                raise ValueError(where + str(error)) from None
-        else:
-            new_state[key] = value
-    result = type(optimizer.state)(dict)
-    result.update(new_state)
-    params = (p for group in groups for p in group["params"] if p in result)
-    counts = [int(result[p].get("step", 0)) for p in params]
-    for saved in saved_groups:
-        saved.setdefault("step", max(counts, default=0))  # the optimizer's own, as in apex's groups
-    new_groups = [
-        _merged_group(optimizer, group, saved)
-        for group, saved in zip(groups, saved_groups, strict=True)
-    ]
-    return {"state": result, "param_groups": new_groups}
+            where = f"{validation.place(group, number, index)}: "
+            param = group["params"][index]
+            homes[param_id] = _Home(settings, param, saved.get("step", 0), where)
+    return homes
 
 
-def _converted_state(
-    optimizer, group: dict[str, Any], param: torch.Tensor, saved: dict[str, Any], group_step: Any
-) -> dict[str, Any]:
-    """Return one parameter's state: known tensors in this optimizer's dtypes and shapes.
+def _step_counts(saved_state: Mapping[Any, Any], saved_groups: list[dict]) -> list[int]:
+    """Return the step counts of a dict: each parameter's, or each group's."""
+    with validation.naming("state of a parameter: "):
+        counts = [
+            state_values.step_count(one["step"])
+            for one in saved_state.values()
+            if isinstance(one, Mapping) and one.get("step") is not None
+        ]
+    with validation.naming("parameter group: "):
+        return counts + [state_values.step_count(g["step"]) for g in saved_groups if "step" in g]
 
-    Keys that this optimizer does not know are kept as they are, on the parameter's device.
+
+def _check_stray(key: Any, value: Any) -> None:
+    """Refuse state that looks like a parameter's and has none to go to."""
+    if isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values()):
+        raise ValueError(
+            f"there is state under {key!r}, which no parameter of the dict's groups has; load the "
+            "dict as it was saved, its 'params' with it"
+        )
+
+
+def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any], str | None]:
+    """Return one parameter's state, and what is to be said of its translation.
+
+    Known tensors come in this optimizer's dtypes and shapes. Keys that this optimizer does not know
+    are kept as they are, on the parameter's device.
     """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"its state is {saved!r}; it should be a dict of tensors")
     if not saved:
-        return {}
+        return {}, None
+    group, param = home.group, home.param
+    saved, note = peers.translated(saved)
     saved = {optimizer._aliases.get(key, key): value for key, value in saved.items()}
     mode = precision.resolve_mode(group["low_precision"], param.dtype)
-    spec = optimizer._state_spec(group, param) + state.extra_tensor(mode, param.dtype)
-    known = {tensor.key: tensor for tensor in spec}
+    extra = state.extra_tensor(mode, param.dtype)
+    spec = optimizer._state_spec(group, param)
+    step = state_values.step_count(saved.get("step", home.group_step))
+    if step:
+        state_values.check_complete(saved, [tensor.key for tensor in spec if tensor.needed])
+    known = {tensor.key: tensor for tensor in state.every_extra(param.dtype) + spec + extra}
     result = {}
     for key, value in saved.items():
+        if isinstance(value, Mapping) and not value:
+            continue  # how torch.distributed.checkpoint shows what a flattened dict lacks
         if key in known:
-            result[key] = known[key].converted(value, param)
+            if value is not None:
+                result[key] = known[key].converted(value, param)
         else:
             result[key] = value.to(param.device) if isinstance(value, torch.Tensor) else value
-    step = int(float(saved.get("step", group_step)))
+    state.drop_what_says_nothing(param, result, mode)
+    note = note or _lost_extra(saved, extra)
     result["step"] = step_tensor(step, param.device) if group["capturable"] else step
-    return result
+    return result, note
 
 
-def _merged_group(optimizer, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the loaded group: the dict's hyperparameters, the optimizer's storage options."""
-    from fused_optim.base import STRUCTURAL_OPTIONS
+def _lost_extra(saved: Mapping[str, Any], extra: tuple[state.StateTensor, ...]) -> str | None:
+    """Return a note where a flattened dict was read by the keys of this precision mode alone."""
+    if extra and saved.get(extra[0].key) == {}:
+        return (
+            f"the flattened dict has no {extra[0].key!r}, so weights go on from their 16 bits. If "
+            "it was saved in another low_precision, load it in that one, or not flattened"
+        )
+    return None
 
+
+def _merged_group(
+    optimizer, group: dict[str, Any], saved: dict[str, Any], index: int
+) -> dict[str, Any]:
+    """Return the loaded group: the dict's hyperparameters, the optimizer's storage and names."""
     saved = optimizer._translated_group(saved)
-    kept = {key: group[key] for key in ("params", *STRUCTURAL_OPTIONS)}
-    merged = {**group, **{k: v for k, v in saved.items() if k != "step"}, **kept}
-    return {key: _like(group.get(key), value) for key, value in merged.items()}
+    options = optimizer.settings(group)
+    own = [*STORAGE_OPTIONS, *validation.OF_THE_OPTIMIZER]
+    own += [name for name in ("params", "param_names") if name in group]
+    # Where a group does not have an option itself, a dict that agrees gives it none.
+    if "maximize" not in group and saved.get("maximize") == options["maximize"]:
+        own.append("maximize")
+    merged = {**group, **{k: v for k, v in saved.items() if k != "step" and k not in own}}
+    merged = {key: _like(group.get(key), value) for key, value in merged.items()}
+    optimizer._check_settings(optimizer.settings(merged), index)
+    return merged
 
 
 def _like(old: Any, value: Any) -> Any:
     """Return a loaded hyperparameter as a tensor where the old one was, else not as a tensor."""
     if isinstance(old, torch.Tensor) and isinstance(value, (torch.Tensor, numbers.Real)):
-        return torch.as_tensor(value).to(device=old.device, dtype=old.dtype, copy=True)
+        if isinstance(value, torch.Tensor):
+            return value.to(device=old.device, dtype=old.dtype, copy=True)
+        return torch.tensor(value, device=old.device, dtype=old.dtype)
     if isinstance(old, tuple) and isinstance(value, (tuple, list)) and len(old) == len(value):
         return tuple(map(_like, old, value))
     if isinstance(old, numbers.Real) and isinstance(value, torch.Tensor) and value.numel() == 1:

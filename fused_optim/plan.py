@@ -132,7 +132,7 @@ class Plan:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.host = torch.empty(0, RECORD_SIZE, dtype=torch.int64)
+        self.host = torch.empty(0, RECORD_SIZE, dtype=torch.int64, device="cpu")
         self.records = torch.empty(0, RECORD_SIZE, dtype=torch.int64, device=device)
         self.rows = torch.empty(0, 16, dtype=torch.int32, device=device)
         self.scratch_numel = 0
@@ -144,7 +144,7 @@ class Plan:
         self._scratch_size: Counts | None = None
         self._streams: set[int] = set()
         # Whether all addresses of a record but the gradient's allow vector loads.
-        self._aligned_but_grad = torch.empty(0, dtype=torch.int64)
+        self._aligned_but_grad = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def pack(self, bucket: Bucket) -> None:
         """Bring the tables up to a bucket's entries and rows."""
@@ -152,7 +152,7 @@ class Plan:
         records = packed.records
         if packed.blocks:
             if packed.blocks != self._blocks:
-                blocks = torch.tensor(packed.blocks, dtype=torch.int64)
+                blocks = torch.tensor(packed.blocks, dtype=torch.int64, device="cpu")
                 self._device_blocks = plan_upload.uploaded(blocks, self.device)
             base, size = self._device_blocks.data_ptr(), 8 * len(packed.blocks[0])
             for number, index in enumerate(packed.block_of):
@@ -243,19 +243,20 @@ class Plan:
             self._scratch = None
 
     def _new_map(self, counts: list[int]) -> torch.Tensor:
-        count = torch.tensor(counts, dtype=torch.int64)
-        tensor = torch.repeat_interleave(torch.arange(len(count)), count)
+        count = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        tensor = torch.repeat_interleave(torch.arange(len(count), device="cpu"), count)
         first = torch.cumsum(count, 0) - count
-        within = torch.arange(len(tensor)) - first[tensor]
+        within = torch.arange(len(tensor), device="cpu") - first[tensor]
         host = torch.stack([tensor, within], 1).to(torch.int32)
         return plan_upload.uploaded(host, self.device)
 
     def _set_scratch(self, records: torch.Tensor) -> None:
         # Whole sectors of 128 bytes, so that neighbours never share one.
         sizes = [(size + 31) // 32 * 32 for size in _counted(records, self._scratch_size)]
-        ends = torch.cumsum(torch.tensor(sizes, dtype=torch.int64), 0)
-        records[:, _COLUMN["scratch"]] = ends - torch.tensor(sizes, dtype=torch.int64)
-        self.scratch_numel = int(ends[-1]) if sizes else 0
+        sizes = torch.tensor(sizes, dtype=torch.int64, device="cpu")
+        ends = torch.cumsum(sizes, 0)
+        records[:, _COLUMN["scratch"]] = ends - sizes
+        self.scratch_numel = int(ends[-1]) if len(ends) else 0
 
     def _send_records(self, records: torch.Tensor) -> None:
         """Upload the columns in which ``records`` differs from what is on the device."""

@@ -84,8 +84,8 @@ def pack(bucket: Bucket) -> Packed:
         aligned.append(int(walks and all(a % _VECTOR_BYTES == 0 for a in others)))
         record[15] = _ALIGNED * (aligned[-1] and record[1] % _VECTOR_BYTES == 0)
         rows.append(record)
-    records = torch.tensor(rows, dtype=torch.int64).view(-1, RECORD_SIZE)
-    return Packed(records, blocks, block_of, torch.tensor(aligned, dtype=torch.int64))
+    records = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, RECORD_SIZE)
+    return Packed(records, blocks, block_of, torch.tensor(aligned, dtype=torch.int64, device="cpu"))
 
 
 def pack_rows(rows: list) -> bytes:

@@ -45,7 +45,7 @@ def reserve_for_capture(numbytes: int) -> None:
     """Have pinned memory ready for a capture, in which none can be allocated."""
     if all(block.numel() < numbytes for block in _reserve):
         pins = torch.cuda.is_initialized()
-        _reserve[:] = [torch.empty(numbytes, dtype=torch.uint8, pin_memory=pins)]
+        _reserve[:] = [torch.empty(numbytes, dtype=torch.uint8, device="cpu", pin_memory=pins)]
 
 
 def _staged_for_ever(host: torch.Tensor) -> torch.Tensor:

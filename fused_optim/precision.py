@@ -19,7 +19,15 @@ STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 DTYPE_TAGS = {dtype: tag for tag, dtype in enumerate(SUPPORTED_DTYPES)}
 
-_SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+"""Dtypes of parameters that have a precision mode."""
+
+REMAINDER_DTYPE = torch.bfloat16
+"""Dtype that a remainder's 16 bits are kept in, read as the bits of an int16.
+
+No backend of torch.distributed sends int16, and much code casts state to its parameter's dtype.
+Bits in the parameter's own dtype pass through both unchanged.
+"""
 
 
 def resolve_mode(low_precision: str, dtype: torch.dtype) -> str:
@@ -36,7 +44,7 @@ def resolve_mode(low_precision: str, dtype: torch.dtype) -> str:
         ValueError: ``split`` was asked for a float16 parameter. A float16 value stands for up to a
             billion float32 values, so no 16-bit remainder recovers the one it came from.
     """
-    if dtype not in _SIXTEEN_BIT:
+    if dtype not in SIXTEEN_BIT:
         return "none"
     if low_precision == "auto":
         return "split" if dtype is torch.bfloat16 else "master"
@@ -57,7 +65,7 @@ def extra_state(mode: str, dtype: torch.dtype) -> tuple[str, torch.dtype] | None
     """
     return {
         "master": ("master", torch.float32),
-        "split": ("remainder", torch.int16),
+        "split": ("remainder", REMAINDER_DTYPE),
         "kahan": ("compensation", dtype),
     }.get(mode)
 
@@ -83,7 +91,7 @@ def resolve_state_dtype(
     if dtype is torch.float64:
         return torch.float64, torch.float64
     if state_dtype is None:
-        state_dtype = torch.bfloat16 if dtype in _SIXTEEN_BIT else torch.float32
+        state_dtype = torch.bfloat16 if dtype in SIXTEEN_BIT else torch.float32
     if state_dtype is torch.float16:
         return torch.float16, torch.float32
     return state_dtype, state_dtype

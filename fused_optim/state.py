@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision
+from fused_optim import precision, state_values, validation
 from fused_optim.capturable import step_tensor
 from fused_optim.eager import storage
 
@@ -32,12 +32,17 @@ class StateTensor:
         field: of the `fused_optim.launch.TensorEntry` that hands it to a backend.
         dtype: of its storage.
         kind: a key of the table above: its shape, from the parameter's.
+        needed: whether a saved state without it is incomplete.
+        may_begin_late: whether zeros are right for a parameter that has made steps without it, as
+            where an option was turned on in the middle of training.
     """
 
     key: str
     field: str
     dtype: torch.dtype
     kind: str = "like"
+    needed: bool = True
+    may_begin_late: bool = False
 
     def shape(self, param: torch.Tensor) -> tuple[int, ...]:
         """Return the tensor's shape for ``param``."""
@@ -50,12 +55,13 @@ class StateTensor:
         return torch.zeros(self.shape(param), dtype=self.dtype, device=param.device)
 
     def converted(self, value: Any, param: torch.Tensor) -> torch.Tensor:
-        """Return ``value``, a tensor or number, as this state tensor of ``param``.
+        """Return ``value``, a tensor, number or list, as this state tensor of ``param``.
 
         Raises:
-            ValueError: its shape is another one, dimensions of size 1 left aside.
+            ValueError: it is none of these, not of real numbers, or has another shape, dimensions
+                of size 1 left aside.
         """
-        value, shape = torch.as_tensor(value), self.shape(param)
+        value, shape = state_values.as_tensor(self.key, value, param.device), self.shape(param)
         if tuple(value.shape) != shape:
             if [n for n in value.shape if n != 1] != [n for n in shape if n != 1]:
                 raise ValueError(
@@ -63,13 +69,69 @@ class StateTensor:
                     f"{tuple(param.shape)} needs {shape}; load a state of the same model"
                 )
             value = value.reshape(shape)
+        if validation.overlaps(value):
+            value = value.clone(memory_format=torch.contiguous_format)
+        if self.key == "remainder":
+            value = state_values.remainder_bits(value)
         return value.to(device=param.device, dtype=self.dtype)
+
+    def check(self, value: Any, param: torch.Tensor) -> None:
+        """Refuse a value that an update of ``param`` could not be given.
+
+        Another dtype or device is no fault: `ensure` brings the tensor to the right one.
+
+        Raises:
+            ValueError: ``value`` is no dense tensor of real numbers in this tensor's shape, with
+                memory of its own for each element.
+        """
+        if value is None:
+            return
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"state {self.key!r} is {value!r}, not a tensor; {state_values.REMEDY}"
+            )
+        state_values.check_kind(self.key, value, param.device)
+        if tuple(value.shape) != self.shape(param):
+            raise ValueError(
+                f"state {self.key!r} has shape {tuple(value.shape)}, but the parameter has shape "
+                f"{tuple(param.shape)} and needs {self.shape(param)}: one of them was replaced or "
+                f"resized; {state_values.REMEDY}"
+            )
+        fault = validation.memory_fault(value)
+        if fault is not None:
+            raise ValueError(f"state {self.key!r} {fault}; {state_values.REMEDY}")
 
 
 def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
     """Return the state tensors, none or one, that a precision mode adds."""
     extra = precision.extra_state(mode, dtype)
-    return () if extra is None else (StateTensor(extra[0], "extra", extra[1]),)
+    return () if extra is None else (StateTensor(extra[0], "extra", extra[1], needed=False),)
+
+
+def every_extra(dtype: torch.dtype) -> tuple[StateTensor, ...]:
+    """Return the state tensors that precision modes may add to a parameter of ``dtype``."""
+    return tuple(one for mode in _MODE_OF_KEY.values() for one in extra_tensor(mode, dtype))
+
+
+def check(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
+    """Refuse a parameter's state that a step could not use; changes nothing.
+
+    What was loaded has been checked, but anyone may have replaced state or parameter since.
+
+    Raises:
+        ValueError: a tensor does not fit the parameter, the step count is no count, or a moment is
+            missing of a parameter that has made steps.
+    """
+    for tensor in {one.key: one for one in (*every_extra(param.dtype), *spec)}.values():
+        tensor.check(state.get(tensor.key), param)
+    if not state:
+        return
+    step = state.get("step", 0)
+    if isinstance(step, torch.Tensor) and step.device.type != "cpu":
+        return  # its value is the device's
+    if state_values.step_count(step):
+        needed = (tensor.key for tensor in spec if tensor.needed and not tensor.may_begin_late)
+        state_values.check_complete(state, needed)
 
 
 def ensure(
@@ -88,8 +150,8 @@ def ensure(
     if capturable:
         if not isinstance(step, torch.Tensor) or step.device != param.device:
             state["step"] = step_tensor(step, param.device)
-    elif "step" not in state:
-        state["step"] = 0
+    else:
+        state["step"] = state_values.step_count(step)
     for tensor in spec:
         value = state.get(tensor.key)
         if value is None:
@@ -119,6 +181,22 @@ def held_extra(
     if mode not in held:
         mode = next(iter(held), "nearest")
     return mode, state[held[mode]].to(param.device) if held else None
+
+
+def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str) -> None:
+    """Remove a mode's extra state from a loaded ``state`` that has another mode's too.
+
+    torch.distributed.checkpoint creates state before it loads, and puts what the dict has beside
+    it. An extra that was just created says no more than the parameter; the dict's own does.
+    """
+    held = {other: key for key, other in _MODE_OF_KEY.items() if key in state}
+    if mode not in held or len(held) == 1:
+        return
+    extra = state[held[mode]]
+    for _, (block, beside) in storage.blocks([param.detach(), extra]):
+        if not torch.equal(storage.decode(block, beside, mode), block.float()):
+            return
+    del state[held[mode]]
 
 
 def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:

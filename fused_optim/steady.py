@@ -23,7 +23,6 @@ from fused_optim.launch import Bucket, BucketKey, TensorEntry
 
 _data_ptr = torch.Tensor.data_ptr
 _is_contiguous = torch.Tensor.is_contiguous
-_numel = torch.Tensor.numel
 _stride = torch.Tensor.stride
 _dtype = attrgetter("dtype")
 _device = attrgetter("device")
@@ -67,7 +66,9 @@ class Steady:
         grads = [grad for _, _, _, grad, _ in pending]
         number_of = {id(param): i for i, param in enumerate(params)}
         self._groups = [
-            _KnownGroup(optimizer._structure(group), list(map(id, group["params"])))
+            _KnownGroup(
+                optimizer._structure(optimizer.settings(group)), list(map(id, group["params"]))
+            )
             for group in optimizer.param_groups
         ]
         ids = set(number_of)
@@ -77,7 +78,8 @@ class Steady:
         self._param_dtypes = list(map(_dtype, params))
         self._grads = list(map(_data_ptr, grads))
         self._grad_dtypes = list(map(_dtype, grads))
-        self._numels = list(map(_numel, grads))
+        self._shapes = list(map(_shape, grads))
+        self._freed = self._grads.count(0)
         contiguous = all(map(_is_contiguous, grads))
         self._strides = None if contiguous else list(map(_stride, grads))
         states = [optimizer.state[param] for param in params]
@@ -107,13 +109,19 @@ class Steady:
             kind.key.capturable for kind in kinds
         )
 
-    def advance(self, optimizer) -> tuple[list[Bucket], list[torch.Tensor]] | None:
+    def advance(
+        self, optimizer, settings: Sequence[dict[str, Any]]
+    ) -> tuple[list[Bucket], list[torch.Tensor]] | None:
         """Return this step's buckets, and the tensors whose versions are left to increment.
 
         Step counts are advanced. None if anything is not as it was; then nothing was changed.
+
+        Args:
+            optimizer: whose step it is.
+            settings: of its groups, checked.
         """
         try:
-            found = self._unchanged(optimizer)
+            found = self._unchanged(optimizer, settings)
         except (TypeError, RuntimeError, AttributeError, KeyError):
             return None  # a gradient or state that is missing, sparse or no tensor
         if found is None:
@@ -134,17 +142,17 @@ class Steady:
 
     def _bucket(self, optimizer, known: _KnownBucket) -> Bucket:
         known.rows = [(group, step + 1, variant) for group, step, variant in known.rows]
-        rows = [
-            optimizer._row(optimizer.param_groups[group], step, variant)
-            for group, step, variant in known.rows
-        ]
+        groups = [optimizer.settings(group) for group in optimizer.param_groups]
+        rows = [optimizer._row(groups[group], step, variant) for group, step, variant in known.rows]
         if known.plan is not None:
             known.plan.set_rows(rows)
         return Bucket(known.key, rows=rows, backend=known.backend, plan=known.plan)
 
-    def _unchanged(self, optimizer) -> tuple[list, list, list, list] | None:
+    def _unchanged(
+        self, optimizer, settings: Sequence[dict[str, Any]]
+    ) -> tuple[list, list, list, list] | None:
         """Return what is updated: parameters, gradients, states, and what kernels write to."""
-        params = self._found_params(optimizer)
+        params = self._found_params(optimizer, settings)
         if params is None:
             return None
         grads = [param.grad for param in params]
@@ -161,7 +169,7 @@ class Steady:
             list(map(_data_ptr, params)) == self._params
             # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look.
             and list(map(_dtype, grads)) == self._grad_dtypes
-            and list(map(_numel, grads)) == self._numels
+            and list(map(_shape, grads)) == self._shapes
             and self._same_strides(grads)
             and [state["step"] for state in states] == self._steps
         ):
@@ -172,18 +180,23 @@ class Steady:
             if tensors is None:
                 return None
             written = written + tensors
-        self._take_gradients(list(map(_data_ptr, grads)))
+        addresses = list(map(_data_ptr, grads))
+        if addresses.count(0) != self._freed:
+            return None  # the memory of a gradient is gone
+        self._take_gradients(addresses)
         if all(known.plan is None for known in self._buckets):
             written = []  # torch's own operators count what they write
         return params, grads, states, written
 
-    def _found_params(self, optimizer) -> list[torch.Tensor] | None:
+    def _found_params(
+        self, optimizer, settings: Sequence[dict[str, Any]]
+    ) -> list[torch.Tensor] | None:
         """Return the parameters that the last step updated, if the groups are what they were."""
         groups = optimizer.param_groups
         if len(groups) != len(self._groups):
             return None
         params: list[torch.Tensor] = []
-        for group, known in zip(groups, self._groups, strict=True):
+        for group, known in zip(settings, self._groups, strict=True):
             here = group["params"]
             if (
                 list(map(id, here)) != known.params
@@ -224,18 +237,21 @@ def _states_of(optimizer, params: list[torch.Tensor]) -> list[dict | None]:
 
 
 class _Column:
-    """The tensors that states hold under one key, known by their ids.
+    """The tensors that states hold under one key, known by their ids and addresses.
 
-    While a tensor lives no other has its id, so weak references watch that all of them do.
+    While a tensor lives no other has its id, so weak references watch that all of them do. Its
+    memory may move all the same (``tensor.data = ...``, ``set_``, a storage that is resized).
     """
 
-    __slots__ = ("_dead", "_ids", "_key", "_refs", "_there")
+    __slots__ = ("_addresses", "_dead", "_ids", "_key", "_refs", "_shapes", "_there")
 
     def __init__(self, key: str, values: list[Any], there: list[bool]) -> None:
         tensors = list(compress(values, there))
         self._key = key
         self._there = None if all(there) else there  # which parameters have one
         self._ids = list(map(id, tensors))
+        self._addresses = list(map(_data_ptr, tensors))
+        self._shapes = list(map(_shape, tensors))
         self._dead: list[weakref.ref] = []
         self._refs = [weakref.ref(tensor, self._dead.append) for tensor in tensors]
 
@@ -244,7 +260,13 @@ class _Column:
         key = self._key
         having = states if self._there is None else compress(states, self._there)
         tensors = [state[key] for state in having]
-        return tensors if list(map(id, tensors)) == self._ids and not self._dead else None
+        same = (
+            list(map(id, tensors)) == self._ids
+            and list(map(_data_ptr, tensors)) == self._addresses
+            and list(map(_shape, tensors)) == self._shapes
+            and not self._dead
+        )
+        return tensors if same else None
 
 
 def _columns_of(states: list[dict]) -> list[_Column]:

@@ -36,7 +36,8 @@ def _torch_footprint(common: dict[str, Any]) -> dict[str, Any]:
 class _Adam(AdamFamily):
     """Adam and AdamW, which differ in where the weight decay goes."""
 
-    _decoupled: bool
+    _group_options = ("maximize", "capturable")
+    _shows_torch_steps = True
 
     def __init__(
         self,
@@ -223,6 +224,8 @@ class Adafactor(AdafactorFamily):
     Source: Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018.
     """
 
+    _group_options = ("maximize",)
+    _shows_torch_steps = True
     _aliases = {
         "exp_avg_sq_row": "row_var",
         "exp_avg_sq_col": "col_var",
@@ -301,9 +304,10 @@ class Adafactor(AdafactorFamily):
         # transformers' names. Its eps means something else, and its lr may be None.
         if "decay_rate" in saved:
             saved["beta2_decay"] = saved.pop("decay_rate")
-            saved["d"] = max(1.0, saved.pop("clip_threshold"))
-            del saved["eps"]
-            if saved["lr"] is None:
+            if "clip_threshold" in saved:
+                saved["d"] = max(1.0, saved.pop("clip_threshold"))
+            saved.pop("eps", None)
+            if saved.get("lr", 0.0) is None:
                 del saved["lr"]
         return saved
 

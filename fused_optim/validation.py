@@ -5,13 +5,25 @@ Every check runs before anything is changed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 import torch
 
 from fused_optim import precision
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Begin the message of a ValueError with what it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(where + str(error)) from None
 
 
 def place(group: dict[str, Any], group_index: int, index: int) -> str:
@@ -31,9 +43,14 @@ def check_params(params: list[Any]) -> None:
         )
 
 
+def trains(param: torch.Tensor) -> bool:
+    """Return whether a parameter is to be updated: frozen and lazy ones are not, as yet."""
+    return param.requires_grad and not torch.nn.parameter.is_lazy(param)
+
+
 def check_param(param: torch.Tensor, where: str) -> None:
     """Refuse parameters that can't be updated: complex, integer, sparse, overlapping, sharded."""
-    if hasattr(param, "device_mesh"):
+    if is_sharded(param):
         raise NotImplementedError(
             f"{where} is a DTensor; sharded parameters (FSDP2, tensor parallel) are not supported "
             "by this version, replicated ones (DistributedDataParallel) are"
@@ -49,11 +66,34 @@ def check_param(param: torch.Tensor, where: str) -> None:
         )
     if param.layout is not torch.strided:
         raise ValueError(f"{where} has layout {param.layout}; only dense parameters are supported")
-    if _overlaps(param):
-        raise ValueError(
-            f"{where} has elements that share memory (strides {param.stride()} for shape "
-            f"{tuple(param.shape)}); pass p.contiguous() or the tensor it was expanded from"
+    fault = memory_fault(param)
+    if fault is not None:
+        raise ValueError(f"{where} {fault}; pass p.contiguous() or the tensor it was made from")
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Return whether a tensor is a DTensor, whose shape is not that of its memory here."""
+    return hasattr(tensor, "device_mesh")
+
+
+def memory_fault(tensor: torch.Tensor) -> str | None:
+    """Return what is wrong with the memory of a dense tensor that is written to, or None."""
+    if overlaps(tensor):
+        return (
+            f"has elements that share memory (strides {tensor.stride()} for shape "
+            f"{tuple(tensor.shape)})"
         )
+    return memory_missing(tensor)
+
+
+def memory_missing(tensor: torch.Tensor) -> str | None:
+    """Return how far a dense tensor reaches beyond its memory, which somebody freed, or None."""
+    if tensor.numel() == 0:
+        return None
+    last = sum(st * (size - 1) for st, size in zip(tensor.stride(), tensor.shape, strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    there = tensor.untyped_storage().nbytes()
+    return None if needed <= there else f"needs {needed} bytes, but its memory has {there}"
 
 
 def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str) -> None:
@@ -63,12 +103,23 @@ def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, wher
             f"{optimizer} does not support sparse gradients: that of {where} has layout "
             f"{grad.layout}. Use sparse=False in the embedding, or torch.optim.SparseAdam"
         )
+    if is_sharded(grad):
+        raise RuntimeError(
+            f"{optimizer}: the gradient of {where} is a DTensor and the parameter is none; use "
+            "grad.to_local(), or shard both"
+        )
     if grad.dtype not in precision.SUPPORTED_DTYPES:
         raise RuntimeError(f"{optimizer}: the gradient of {where} is {grad.dtype}, not a float")
     if grad.shape != param.shape or grad.device != param.device:
         raise RuntimeError(
             f"{optimizer}: the gradient of {where} has shape {tuple(grad.shape)} on {grad.device}, "
             f"the parameter {tuple(param.shape)} on {param.device}; they must agree"
+        )
+    missing = memory_missing(grad)
+    if missing is not None:
+        raise RuntimeError(
+            f"{optimizer}: the gradient of {where} {missing}; its storage was resized after "
+            "backward, which has to run again"
         )
 
 
@@ -126,6 +177,43 @@ def check_flag(value: Any, name: str) -> None:
         raise ValueError(f"Invalid {name}: {value!r} - should be True or False")
 
 
+OF_THE_OPTIMIZER = ("backend", "max_grad_norm", "clip_group", "seed")
+"""Options that all parameter groups share."""
+
+
+def check_keys(group: dict[str, Any], optimizer: Any) -> None:
+    """Refuse keys of a group that would have no effect.
+
+    ``ZeroRedundancyOptimizer`` gives groups all that it gives the constructor, which is harmless.
+    """
+    for name in OF_THE_OPTIMIZER:
+        common = getattr(optimizer, name)
+        if name in group and group[name] is not common and group[name] != common:
+            raise ValueError(
+                f"{name!r} is {group[name]!r} in a parameter group, but it is an option of the "
+                "whole optimizer; pass it to the constructor, or make another optimizer for the "
+                "parameters of this group"
+            )
+
+
+def same_settings(known: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether a group's settings are the very objects that were checked before.
+
+    Numbers, tuples and strings can't change. What can change in place counts as changed, but for
+    the parameters, which are checked by themselves, and tensors that the host can't see.
+    """
+    return (
+        len(known) == len(now)
+        and all(map(is_, known, now))
+        and all(map(is_, known.values(), now.values()))
+        and not any(
+            type(value) is list or (isinstance(value, torch.Tensor) and value.device.type == "cpu")
+            for name, value in now.items()
+            if name not in ("params", "param_names")
+        )
+    )
+
+
 def check_common(group: dict[str, Any]) -> None:
     """Check the options that every optimizer takes."""
     low_precision, state_dtype = group["low_precision"], group["state_dtype"]
@@ -143,7 +231,7 @@ def check_common(group: dict[str, Any]) -> None:
     check_flag(group["capturable"], "capturable")
 
 
-def _overlaps(tensor: torch.Tensor) -> bool:
+def overlaps(tensor: torch.Tensor) -> bool:
     """Return whether two elements may share memory (exact for the strides that views produce)."""
     if tensor.numel() == 0:
         return False

@@ -146,14 +146,34 @@ def test_copies_go_on_alike_and_apart(row, copier, dtype):
 
 
 @every_optimizer
-def test_an_unpickled_optimizer_of_an_older_version_gets_the_options_it_lacks(row):
-    optimizer = row.build(parameters())
+def test_an_unpickled_optimizer_of_an_older_version_goes_on(row):
+    """0.1.0 kept all options in the groups and the defaults, and had no clip_group."""
+    optimizer = row.build(parameters(torch.bfloat16), low_precision="kahan")
     train(optimizer, [1])
-    for group in optimizer.param_groups:
+    pickled = copy.deepcopy(optimizer.__getstate__())
+    for name in ("clip_group", "grad_norm", "_options"):
+        del pickled[name]
+    pickled["defaults"] = optimizer.settings(pickled["defaults"])
+    pickled["param_groups"] = [optimizer.settings(group) for group in pickled["param_groups"]]
+    for group in pickled["param_groups"]:
         del group["maximize"]
-    twin = copy.deepcopy(optimizer)
-    assert twin.param_groups[0]["maximize"] is False
+    twin = type(optimizer).__new__(type(optimizer))
+    twin.__setstate__(pickled)
+    assert twin.settings(twin.param_groups[0])["maximize"] is False
+    train(optimizer, [2])
     train(twin, [2])
+    assert_identical(snapshot(twin)[:2], snapshot(optimizer)[:2])
+
+
+@every_optimizer
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_have_the_same_public_attributes(row, again):
+    for options in ({}, {} if "norm" in str(row.kwargs) else {"max_grad_norm": 1.0}):
+        optimizer = row.build(parameters(), **options)
+        train(optimizer, [1])
+        public = {name for name in vars(optimizer) if not name.startswith("_")}
+        twin = again(optimizer)
+        assert {name for name in vars(twin) if not name.startswith("_")} == public
 
 
 @pytest.mark.parametrize(
@@ -200,5 +220,6 @@ def test_groups_hold_names_and_options_given_or_default(row):
         assert all(p is q for p, (_, q) in zip(group["params"], named, strict=True))
         assert optimizer.defaults.keys() <= group.keys()
         assert "betas" in group or "eps" in group
-    assert [group["maximize"] for group in optimizer.param_groups] == [False, True]
+    found = [optimizer.settings(group) for group in optimizer.param_groups]
+    assert [group["maximize"] for group in found] == [False, True]
     assert optimizer.state_dict()["param_groups"][1]["param_names"] == [n for n, _ in second]

@@ -19,10 +19,13 @@ def good():
     return parameters(shapes=[(3, 2)])[0]
 
 
+def freed(tensor):
+    tensor.untyped_storage().resize_(8)
+    return tensor
+
+
 BAD_PARAMETERS = {
     "complex": (lambda: torch.zeros(2, dtype=torch.complex64), r"complex64; .*view_as_real"),
-    "integer": (lambda: torch.zeros(2, dtype=torch.int64), r"int64; parameters must be float32"),
-    "bool": (lambda: torch.zeros(2, dtype=torch.bool), r"bool; parameters must be float32"),
     "float8": (lambda: torch.zeros(2).to(torch.float8_e4m3fn), r"float8_e4m3fn; parameters must"),
     "sparse": (lambda: torch.eye(2).to_sparse(), r"layout torch.sparse_coo; only dense"),
     "expanded": (lambda: torch.zeros(3, 1).expand(3, 2), r"share memory \(strides \(1, 0\)"),
@@ -30,6 +33,7 @@ BAD_PARAMETERS = {
         lambda: torch.zeros(8).as_strided((3, 4), (2, 1)),
         r"share memory \(strides \(2, 1\) for shape \(3, 4\)\); pass p.contiguous\(\)",
     ),
+    "freed": (lambda: freed(torch.zeros(3)), "needs 12 bytes, but its memory has 8; pass"),
 }
 bad_parameters = pytest.mark.parametrize(
     "make,message", BAD_PARAMETERS.values(), ids=list(BAD_PARAMETERS)
@@ -41,15 +45,65 @@ bad_parameters = pytest.mark.parametrize(
 def test_parameters_that_no_backend_can_update_are_refused_by_name(row, make, message):
     cls = type(row.build([good()])).__name__
     with pytest.raises(ValueError, match=rf"^{cls}: parameter 1 .*of group 0 .*{message}"):
-        row.build([("a.weight", good()), ("b.weight", make())])
+        row.build([("a.weight", good()), ("b.weight", make().requires_grad_())])
     with pytest.raises(ValueError, match=rf"^{cls}: parameter 0.* of group 1 .*{message}"):
-        row.build([{"params": [good()]}, {"params": [make()]}])
+        row.build([{"params": [good()]}, {"params": [make().requires_grad_()]}])
+
+
+FROZEN = {name: make for name, (make, _) in BAD_PARAMETERS.items()} | {
+    "integer": lambda: torch.zeros(2, dtype=torch.int64),
+    "uint8": lambda: torch.zeros(2, dtype=torch.uint8),
+    "bool": lambda: torch.zeros(2, dtype=torch.bool),
+    "float16": lambda: torch.zeros(2, dtype=torch.float16),
+    "lazy": torch.nn.parameter.UninitializedParameter,
+}
+
+
+@every_optimizer
+@pytest.mark.parametrize("make", FROZEN.values(), ids=list(FROZEN))
+def test_what_is_not_trained_may_be_of_any_kind(row, make):
+    """As the base of a quantized model, or what a lazy module has before it saw an input."""
+    trained, frozen = good(), make()
+    optimizer = row.build([("a", trained), ("b", frozen)], low_precision="split")
+    for _ in range(2):
+        trained.grad = torch.ones_like(trained)
+        optimizer.step()
+    optimizer.init_state()
+    optimizer.check_numerics()
+    assert frozen not in optimizer.state
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[trained]["step"] == 2
+
+
+@every_optimizer
+def test_a_lazy_parameter_trains_once_it_is_there(row):
+    layer = torch.nn.LazyLinear(3)
+    optimizer = row.build(layer)
+    layer(torch.ones(2, 5)).sum().backward()
+    before = layer.weight.detach().clone()
+    for _ in range(2):  # a warm-up begins at a rate of 0
+        optimizer.step()
+    assert optimizer.state[layer.weight]["step"] == 2
+    assert not torch.equal(layer.weight, before)
+
+
+@every_optimizer
+def test_a_frozen_parameter_of_another_kind_is_refused_once_it_has_a_gradient(row):
+    frozen = torch.zeros(2, dtype=torch.complex64)
+    optimizer = row.build([("a", good()), ("b", frozen)])
+    set_gradients(params_of(optimizer)[:1], 1)
+    frozen.grad = torch.zeros_like(frozen)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="parameter 1.* of group 0 is torch.complex64"):
+        optimizer.step()
+    assert_identical(snapshot(optimizer), before)
 
 
 @every_optimizer
 def test_errors_call_named_parameters_by_their_names(row):
-    with pytest.raises(ValueError, match=r"parameter 1 \('b\.weight'\) of group 0 is torch\.int64"):
-        row.build([("a.weight", good()), ("b.weight", torch.zeros(2, dtype=torch.int64))])
+    make = BAD_PARAMETERS["float8"][0]
+    with pytest.raises(ValueError, match=r"parameter 1 \('b\.weight'\) of group 0 is torch\.float8"):
+        row.build([("a.weight", good()), ("b.weight", make().requires_grad_())])
 
 
 @every_optimizer
@@ -105,8 +159,11 @@ def test_duplicates_are_refused(row):
 @pytest.mark.parametrize(
     "change",
     [
-        {"params": "integer"},
+        {"params": "float8"},
         {"maximize": "yes"},
+        {"max_grad_norm": 1.0},
+        {"seed": 3},
+        {"backend": "eager"},
         {"low_precision": "none"},
         {"weight_decay": float("nan")},
         {"capturable": "yes"},
@@ -122,7 +179,7 @@ def test_a_group_that_is_refused_leaves_no_trace(row, change):
     train(optimizer, [1])
     new = good()
     special = {
-        "integer": [torch.zeros(2, dtype=torch.int64)],
+        "float8": [torch.zeros(2).to(torch.float8_e4m3fn).requires_grad_()],
         "old": params_of(optimizer),
         "twice": [new, new],
         "non-leaf": [new, new * 2],

@@ -77,7 +77,7 @@ def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.
         return _unless_overwritten(value, value.to(param.dtype), param)
     if mode == "split":
         high = param.contiguous().view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
-        value = high.add_(extra).view(torch.float32)
+        value = high.add_(extra.view(torch.int16)).view(torch.float32)
         if not _surely_finite(value):
             # No float rounds to such a pair: the remainder belongs to a value since overwritten.
             value = torch.where(torch.isnan(value), param.float(), value)
@@ -125,7 +125,7 @@ def encode_(
         param.copy_(value)
         extra.copy_(_compensation(param, value))
     elif mode == "split":
-        extra.copy_(rounding.bits_of(value).to(torch.int16))
+        extra.view(torch.int16).copy_(rounding.bits_of(value).to(torch.int16))
         param.copy_(rounding.round_half_away(value))
     elif mode == "master":
         extra.copy_(value)

@@ -39,7 +39,7 @@ def available() -> bool:
         names = {tuple(argument.name for argument in schema.arguments) for schema in schemas}
         if names != {_SCHEMA}:
             return False
-        p, g, m, v = (torch.zeros(1) for _ in range(4))
+        p, g, m, v = (torch.zeros(1, dtype=torch.float32, device="cpu") for _ in range(4))
         _run(torch.ops.aten._fused_adamw_.default, [p], [g], [m], [v], [], lr=0.1, eps=1.0)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
@@ -140,7 +140,7 @@ def _run(
         exp_avgs,
         exp_avg_sqs,
         max_exp_avg_sqs,
-        [torch.full((), _UNCORRECTED_STEP)] * len(params),
+        [torch.full((), _UNCORRECTED_STEP, dtype=torch.float32, device="cpu")] * len(params),
         lr=lr,
         beta1=beta1,
         beta2=beta2,

@@ -1,0 +1,110 @@
+"""Which parameter of a state dict is which of the optimizer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""What DistributedDataParallel, torch.compile and FullyShardedDataParallel add to names."""
+
+
+def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence[dict[str, Any]]]:
+    """Return the two parts of a state dict: states by parameter id, and parameter groups.
+
+    Ids that became strings, as JSON makes them, are numbers again.
+
+    Raises:
+        ValueError: it is no optimizer's state dict.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            flat = any(str(name).startswith(("state.", "param_groups.")) for name in state_dict)
+            remedy = (
+                "it is flattened; torch.distributed.checkpoint.state_dict.set_optimizer_state_dict "
+                "loads it"
+                if flat
+                else "pass what an optimizer's state_dict() returned (is it a whole checkpoint?)"
+            )
+            raise ValueError(f"the dict has no {key!r} but {_few(state_dict)}; {remedy}")
+    states, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(states, Mapping):
+        raise ValueError(f"'state' is a {type(states).__name__}; it should be a dict by parameter")
+    if not isinstance(groups, (list, tuple)):
+        raise ValueError(f"'param_groups' is a {type(groups).__name__}; it should be a list")
+    for index, group in enumerate(groups):
+        params = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(params, (list, tuple)):
+            raise ValueError(
+                f"group {index} is no dict with a list 'params': {_few(group)}; load the dict as "
+                "it was saved"
+            )
+    ids = {param_id for group in groups for param_id in group["params"]}
+    if not ids & states.keys():
+        from_json = {key: int(key) for key in states if isinstance(key, str) and key.isdigit()}
+        if ids & set(from_json.values()):
+            states = {from_json.get(key, key): value for key, value in states.items()}
+    return states, groups
+
+
+def in_order_of(
+    groups: Sequence[dict[str, Any]], saved_groups: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the saved groups, each with its ``params`` in the order of the optimizer's group.
+
+    Where both sides have names, parameters are the same that have the same name; else those in the
+    same place.
+
+    Raises:
+        ValueError: the groups differ in number or size, or by the names in them.
+    """
+    sizes, saved_sizes = ([len(g["params"]) for g in gs] for gs in (groups, saved_groups))
+    if len(sizes) != len(saved_sizes):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: "
+            f"{len(saved_sizes)}, not {len(sizes)}"
+        )
+    if sizes != saved_sizes:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: sizes are {saved_sizes}, not {sizes}"
+        )
+    return [
+        {**saved, "params": _reordered(index, group, saved)}
+        for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
+    ]
+
+
+def _reordered(index: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> list[Any]:
+    names, saved_names = group.get("param_names"), saved.get("param_names")
+    ids = list(saved["params"])
+    if not names or not saved_names or names == saved_names:
+        return ids
+    names, saved_names = ([_bare(name) for name in some] for some in (names, saved_names))
+    if names == saved_names:
+        return ids
+    place = {name: number for number, name in enumerate(saved_names)}
+    missing = [name for name in names if name not in place]
+    if missing or len(place) != len(ids):
+        told = f"its names lack {missing[0]!r}" if missing else "a name occurs twice in it"
+        raise ValueError(
+            f"group {index} of the dict is of other parameters: {told}, and have "
+            f"{_few(saved_names)}; give the groups the same parameters, or remove 'param_names' "
+            "from the dict's groups to load by position"
+        )
+    return [ids[place[name]] for name in names]
+
+
+def _bare(name: str) -> str:
+    """Return a parameter's name without what wrappers of its model added."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _few(things: Any) -> str:
+    """Return the first keys or values of what was given, for a message."""
+    if not isinstance(things, (Mapping, list, tuple)):
+        return repr(things)
+    shown = ", ".join(repr(thing) for thing in list(things)[:4])
+    return shown + (", ..." if len(things) > 4 else "") if things else "nothing"

@@ -1,0 +1,102 @@
+"""Values of state, as they come from a dict or from a user's hand: what they must be, and are made.
+
+Nothing here changes an optimizer: a value is refused, or returned in the form that state keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from fused_optim import precision, validation
+
+REMEDY = (
+    "load a state of this model, or leave this parameter's out (of the dict, or by "
+    "`del optimizer.state[parameter]`) to start it afresh"
+)
+
+
+def as_tensor(key: str, value: Any, device: torch.device) -> torch.Tensor:
+    """Return a loaded value, for a parameter on ``device``, as a dense tensor of real numbers."""
+    if not isinstance(value, torch.Tensor):
+        try:
+            return torch.tensor(value, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"state {key!r} is {value!r}; it should be a tensor; load a state of this optimizer"
+            ) from None
+    check_kind(key, value, device)
+    return value
+
+
+def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
+    """Refuse a state tensor that is sharded, sparse, empty of values or not of real numbers.
+
+    Args:
+        key: of the state.
+        value: the tensor.
+        device: of its parameter.
+    """
+    what = None
+    if validation.is_sharded(value):
+        what = "is a DTensor; load the full state, or the shard that belongs to this parameter"
+    elif value.layout is not torch.strided:
+        what = f"has layout {value.layout}; load it as a dense tensor, `value.to_dense()`"
+    elif value.dtype not in precision.SUPPORTED_DTYPES and not (
+        key == "remainder" and value.dtype is torch.int16
+    ):
+        what = f"is {value.dtype}; it should be of a float dtype"
+    elif value.is_meta and device.type != "meta":
+        what = f"is on the meta device, where it has no values; {REMEDY}"
+    if what is not None:
+        raise ValueError(f"state {key!r} {what}")
+
+
+def remainder_bits(value: torch.Tensor) -> torch.Tensor:
+    """Return a remainder as this version keeps it, whichever form it was saved in.
+
+    Versions up to 0.1.0 and TransformerEngine save int16. Beside float32 moments, a flat shard
+    (`fused_optim.saving`) has the int16 as float32 numbers.
+    """
+    if value.dtype is precision.REMAINDER_DTYPE:
+        return value
+    numbers = value.to(torch.int16)
+    if not torch.equal(numbers.to(value.dtype), value):
+        raise ValueError(
+            f"state 'remainder' is {value.dtype} and no int16 in that form; its bits were lost "
+            "when somebody cast it. Load it as it was saved"
+        )
+    return numbers.view(precision.REMAINDER_DTYPE)
+
+
+def check_complete(state: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Refuse the state of a parameter that has made steps if it lacks what they have added up.
+
+    Raises:
+        ValueError: the message names what is missing and what is there.
+    """
+    missing = [repr(key) for key in needed if state.get(key) is None]
+    if missing:
+        there = ", ".join(map(repr, state)) or "nothing"
+        raise ValueError(
+            f"the state has no {' and no '.join(missing)}, but {there}: it is incomplete or "
+            f"another optimizer's, and zeros do not go with its step count; {REMEDY}"
+        )
+
+
+def step_count(step: Any) -> int:
+    """Return a step count, given as a number or as a tensor of one, as a Python int.
+
+    Raises:
+        ValueError: it is no whole number, or negative.
+    """
+    try:
+        value = float(step)
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not (value >= 0.0 and value.is_integer()):
+        raise ValueError(f"state 'step' is {step!r}; it should be a whole number, 0 or more")
+    return int(step) if isinstance(step, int) else int(value)
