@@ -190,8 +190,14 @@ class AdamWeightDecay(AdamFamily):
         divisor = 1.0 + self.decay * (group["iterations"] - 1)
         return adam_scalars.tensorflow_row(group, step, decays=bool(variant), lr_divisor=divisor)
 
+    def _clips_by_whole_norms(self) -> bool:
+        if self.clipnorm is not None:  # of each gradient, which clip_group does not put together
+            return True
+        together = self.global_clipnorm is not None and self.clip_group is None
+        return together or super()._clips_by_whole_norms()
+
     def _clip(self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None) -> None:
-        if not launches:
+        if not (launches or self.clip_group):
             return
         if self.clipnorm is not None:
             sums = self._run("grad_square_sums", launches)

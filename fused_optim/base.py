@@ -214,9 +214,9 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             sums = self._run("grad_square_sums", launches)
         return clipping.total_norm(sums, self.clip_group, self.param_groups)
 
-    def _clips(self) -> bool:
-        """Return whether steps depend on the norm of gradients."""
-        return self.max_grad_norm is not None
+    def _clips_by_whole_norms(self) -> bool:
+        """Return whether the norm of a shard, if a gradient were one, would be taken for all."""
+        return self.max_grad_norm is not None and self.clip_group is None
 
     def _run(self, op: str, launches: list[tuple[Bucket, Launch]]) -> list:
         """Run one op on every bucket and return what it returned."""
@@ -349,7 +349,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
         if captures:
             capturable.check_capture(self, pending)
-        if self._clips() and self.clip_group is None:
+        if self._clips_by_whole_norms():
             clipping.check_whole(self, pending)
         bucketing.check_states(self, pending, kinds)
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
@@ -433,6 +433,11 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.clip_group is not None:
+            raise TypeError(
+                f"{type(self).__name__} has a clip_group, and a process group can't be pickled or "
+                "copied; save state_dict(), or set optimizer.clip_group = None for the time being"
+            )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._pickled}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
