@@ -61,8 +61,8 @@ def test_foreach_matches_forloop(case):
 @over_inputs(("torch-AdamW", "torch-Adam"))
 def test_fused_matches_forloop(case):
     """In 16 bits torch rounds to nearest; with an eps that float16 can hold."""
+    case.kwargs["eps"] = 0.1
     for dtype in (torch.bfloat16, torch.float16):
-        case.kwargs["eps"] = 0.1
         compare_steps(case, dtype, low_precision="nearest")
 
 

@@ -45,10 +45,11 @@ def _process_as_it_was() -> Iterator[None]:
         from hypothesis import settings
 
         profile = settings.get_current_profile_name()
-    environment, stand_in = dict(os.environ), types.ModuleType("expecttest")
+    variables, stand_in = set(os.environ), types.ModuleType("expecttest")
     stand_in.TestCase = unittest.TestCase
-    flag = "__allow_nonbracketed_mutation_flag"
-    settable = getattr(torch.backends, flag, None)
+    # Not attributes of torch.backends, which stands in front of the module that has them.
+    backends, flag = torch.backends.flags_frozen.__globals__, "__allow_nonbracketed_mutation_flag"
+    settable = backends.get(flag)
     wanted = not find_spec("expecttest")
     if wanted:
         sys.modules["expecttest"] = stand_in
@@ -60,6 +61,6 @@ def _process_as_it_was() -> Iterator[None]:
         if profile is not None:
             settings.load_profile(profile)
         if settable is not None:
-            setattr(torch.backends, flag, settable)
-        os.environ.clear()
-        os.environ.update(environment)
+            backends[flag] = settable
+        for name in set(os.environ) - variables:
+            del os.environ[name]

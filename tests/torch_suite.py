@@ -33,7 +33,7 @@ CLASSES = {
 }
 ADAMS = ("torch-AdamW", "torch-Adam")
 
-# Their torch counterparts take any of these from the group, and call them otherwise there.
+# What AdamWeightDecay's groups call otherwise than its constructor does.
 _GROUP_KEYS = {"learning_rate": "lr", "weight_decay_rate": "weight_decay"}
 
 _LR = {"lr": 0.01, "relative_step": False}
@@ -114,11 +114,14 @@ class Input:
         return self.cls(params, **kwargs)
 
     def build_torchs(self, params: Any, **changes: Any) -> torch.optim.Optimizer:
-        """Return torch's optimizer with the same arguments; its capturable ones need a GPU."""
+        """Return torch's optimizer with the same arguments, but not capturable: that needs a GPU.
+
+        What torch takes together with ``capturable`` only is left out too.
+        """
         kwargs = {**copy.deepcopy(self.kwargs), **changes}
         kwargs.pop("capturable", None)
-        if not torch.cuda.is_available() and torch.is_tensor(kwargs.get("lr")):
-            kwargs["foreach"] = False  # torch's foreach takes such an lr where it is capturable
+        if torch.is_tensor(kwargs.get("lr")):
+            kwargs["foreach"] = False
         if any(map(torch.is_tensor, kwargs.get("betas", ()))):
             kwargs["betas"] = tuple(beta.item() for beta in kwargs["betas"])
         return getattr(torch.optim, self.cls.__name__)(params, **kwargs)
