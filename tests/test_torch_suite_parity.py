@@ -150,13 +150,9 @@ def test_schedulers_steer_as_they_steer_torch(name, scheduler, capturable):
         other.input = model.input
     options = {"relative_step": False} if name == "Adafactor" else {}
     lr = "learning_rate" if name == "AdamWeightDecay" else "lr"
-    cls = torch.optim.Adafactor if "Adafactor" in name else torch.optim.AdamW
-    build = [
-        lambda params: CLASSES[name](params, **{lr: 1e-2}, **options, capturable=capturable),
-        lambda params: cls(params, lr=1e-2),
-    ]
-    ours, torchs = build[0](model.params), build[1](theirs.params)
+    ours = CLASSES[name](model.params, **{lr: 1e-2}, **options, capturable=capturable)
     hand = CLASSES[name](by_hand.params, **{lr: 1e-2}, **options)
+    torchs = torch.optim.AdamW(theirs.params, lr=1e-2)
     schedulers = [SCHEDULERS[scheduler](each) for each in (ours, torchs)]
     for _ in range(10):
         (group,), (expected,), (set_by_hand,) = (o.param_groups for o in (ours, torchs, hand))

@@ -16,6 +16,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+_USED = (
+    "optim_db",
+    "OptimizerErrorEnum",
+    "get_error_inputs_for_all_optims",
+    "_get_optim_inputs_including_global_cliquey_kwargs",
+)
+
 
 @cache
 def database() -> types.ModuleType:
@@ -26,8 +33,7 @@ def database() -> types.ModuleType:
             module = importlib.import_module("torch.testing._internal.common_optimizers")
     except ImportError as error:
         pytest.skip(f"this torch lacks the database of its optimizer tests: {error}")
-    names = ("optim_db", "OptimizerErrorEnum", "_get_optim_inputs_including_global_cliquey_kwargs")
-    missing = [name for name in names if not hasattr(module, name)]
+    missing = [name for name in _USED if not hasattr(module, name)]
     if missing:
         pytest.skip(f"the database of this torch's optimizer tests has no {', '.join(missing)}")
     return module

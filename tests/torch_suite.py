@@ -146,7 +146,10 @@ class Input:
 def torch_info(name: str) -> Any:
     """Return torch's entry of the class that ours of this name replaces, or the nearest to it."""
     wanted = "Adafactor" if "Adafactor" in name else "Adam" if name == "torch-Adam" else "AdamW"
-    return next(i for i in database().optim_db if i.optim_cls.__name__ == wanted)
+    for info in database().optim_db:
+        if info.optim_cls.__name__ == wanted:
+            return info
+    return pytest.skip(f"this torch has no {wanted}")
 
 
 def inputs(name: str) -> list[Input]:
