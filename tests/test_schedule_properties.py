@@ -95,7 +95,11 @@ def test_num_optimizer_steps_rounds_fractions_up_and_refuses_nonsense():
 
 
 @pytest.mark.parametrize(
-    "module", ["adafactor", "basic", "cosine", "dispatch", "power", "steps", "tensorflow", "wsd"]
+    "module",
+    [
+        *("adafactor", "basic", "cosine", "dispatch", "greedy", "power", "steps", "tensorflow"),
+        "wsd",
+    ],
 )
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(f"fused_optim.schedules.{module}"))

@@ -109,7 +109,7 @@ def test_values_of_the_table(name, arguments, expected):
 
 
 def test_the_table_covers_every_schedule_of_the_step():
-    covered = {name for name, _, _ in TABLE} | {"reduce_lr_on_plateau"}
+    covered = {name for name, _, _ in TABLE} | {"reduce_lr_on_plateau", "greedy"}
     assert covered == {member.value for member in schedules.SchedulerType}
 
 
@@ -234,12 +234,12 @@ def test_a_tensor_learning_rate_is_filled_in_place(name, arguments, expected):
 
 def test_public_names():
     assert set(schedules.__all__) == {
-        *("AdafactorSchedule", "PolynomialDecay", "SchedulerType", "WarmUp"),
+        *("AdafactorSchedule", "GreedyLR", "PolynomialDecay", "SchedulerType", "WarmUp"),
         *("get_adafactor_schedule", "get_constant_schedule", "get_constant_schedule_with_warmup"),
         *("get_cosine_schedule_with_warmup", "get_cosine_with_hard_restarts_schedule_with_warmup"),
         "get_cosine_with_min_lr_schedule_with_warmup",
         "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
-        *("get_inverse_sqrt_schedule", "get_linear_schedule_with_warmup"),
+        *("get_greedy_schedule", "get_inverse_sqrt_schedule", "get_linear_schedule_with_warmup"),
         *("get_polynomial_decay_schedule_with_warmup", "get_reduce_on_plateau_schedule"),
         *("get_scheduler", "get_wsd_schedule", "num_optimizer_steps"),
     }

@@ -166,6 +166,13 @@ BAD_CALLS = [
     ("constant", {"W": 3, "T": 4}),
     ("reduce_lr_on_plateau", {"W": 3, "T": 4}),
     ("reduce_lr_on_plateau", {"factor": 1.0}),
+    ("greedy", {"W": 3, "T": 4}),
+    ("greedy", {"factor": 1.0}),
+    ("greedy", {"mode": "least"}),
+    ("greedy", {"threshold_mode": "relative"}),
+    ("greedy", {"min_lr": [0.1, 0.2]}),
+    ("greedy", {"max_lr": [0.1, 0.2]}),
+    ("greedy", {"last_epoch": 3}),
     ("reduce_lr_on_plateau", {"nonsense": 1.0}),
     ("inverse_sqrt", {"W": 2, "T": 4, "num_training_steps": 3}),
     ("polynomial", {"W": 1, "T": 9, "lr_end": 0.3}),
@@ -213,15 +220,19 @@ def test_wsd_warns_where_transformers_does_and_prefers_the_stable_steps():
     assert factors[0] == factors[1]
 
 
-def test_names_are_transformers_without_greedy():
+def test_names_are_transformers():
     names = {member.name: member.value for member in theirs.SchedulerType}
-    del names["GREEDY"]
     assert {member.name: member.value for member in schedules.SchedulerType} == names
     for member in schedules.SchedulerType:
         assert member == member.value
         assert schedules.SchedulerType(theirs.SchedulerType(member.value)) is member
-    with pytest.raises(ValueError, match="'greedy' is not a valid SchedulerType.*inverse_sqrt"):
-        schedules.get_scheduler("greedy", sgd())
+    with pytest.raises(ValueError, match="'greed' is not a valid SchedulerType.*inverse_sqrt"):
+        schedules.get_scheduler("greed", sgd())
+
+
+def test_every_schedule_of_transformers_is_there():
+    public = {name for name in vars(theirs) if name.startswith("get_")} | {"GreedyLR"}
+    assert public - set(schedules.__all__) == set()
 
 
 @pytest.mark.parametrize("name", ["polynomial", "cosine_with_min_lr", "linear", "cosine"])

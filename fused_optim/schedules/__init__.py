@@ -18,6 +18,7 @@ from .cosine import (
     get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
 )
 from .dispatch import SchedulerType, get_scheduler
+from .greedy import GreedyLR, get_greedy_schedule
 from .power import get_inverse_sqrt_schedule, get_polynomial_decay_schedule_with_warmup
 from .steps import num_optimizer_steps
 from .tensorflow import PolynomialDecay, WarmUp
@@ -25,6 +26,7 @@ from .wsd import get_wsd_schedule
 
 __all__ = [
     "AdafactorSchedule",
+    "GreedyLR",
     "PolynomialDecay",
     "SchedulerType",
     "WarmUp",
@@ -35,6 +37,7 @@ __all__ = [
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "get_greedy_schedule",
     "get_inverse_sqrt_schedule",
     "get_linear_schedule_with_warmup",
     "get_polynomial_decay_schedule_with_warmup",

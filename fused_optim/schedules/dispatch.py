@@ -18,6 +18,7 @@ from .cosine import (
     get_cosine_with_min_lr_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
 )
+from .greedy import get_greedy_schedule
 from .power import get_inverse_sqrt_schedule, get_polynomial_decay_schedule_with_warmup
 from .wsd import get_wsd_schedule
 
@@ -25,7 +26,7 @@ from .wsd import get_wsd_schedule
 class SchedulerType(str, Enum):  # noqa: UP042  StrEnum would change str() and repr() of the members
     """The names that `get_scheduler` knows; a member equals its string.
 
-    Source: `SchedulerType` of transformers, without its "greedy".
+    Source: `SchedulerType` of transformers.
     """
 
     LINEAR = "linear"
@@ -39,6 +40,7 @@ class SchedulerType(str, Enum):  # noqa: UP042  StrEnum would change str() and r
     COSINE_WITH_MIN_LR = "cosine_with_min_lr"
     COSINE_WARMUP_WITH_MIN_LR = "cosine_warmup_with_min_lr"
     WARMUP_STABLE_DECAY = "warmup_stable_decay"
+    GREEDY = "greedy"
 
     @classmethod
     def _missing_(cls, value: object) -> "SchedulerType":
@@ -46,6 +48,11 @@ class SchedulerType(str, Enum):  # noqa: UP042  StrEnum would change str() and r
         raise ValueError(f"{value!r} is not a valid SchedulerType; the names are {names}.")
 
 
+# The schedules that follow a metric, and count no steps.
+_OF_A_METRIC = {
+    SchedulerType.REDUCE_ON_PLATEAU: get_reduce_on_plateau_schedule,
+    SchedulerType.GREEDY: get_greedy_schedule,
+}
 # The schedules that take both step counts. The others are branches of get_scheduler.
 _WITH_BOTH_COUNTS = {
     SchedulerType.LINEAR: get_linear_schedule_with_warmup,
@@ -68,7 +75,7 @@ def get_scheduler(
 
     | name | needs |
     | --- | --- |
-    | constant, reduce_lr_on_plateau | nothing; step counts are ignored |
+    | constant, reduce_lr_on_plateau, greedy | nothing; step counts are ignored |
     | constant_with_warmup, inverse_sqrt | num_warmup_steps |
     | warmup_stable_decay | num_warmup_steps, num_decay_steps in the kwargs, and |
     | | num_training_steps or num_stable_steps (kwargs) |
@@ -87,7 +94,7 @@ def get_scheduler(
         scheduler_specific_kwargs: further arguments of that schedule, `last_epoch` included.
 
     Returns:
-        A LambdaLR, or a ReduceLROnPlateau.
+        A LambdaLR, or a ReduceLROnPlateau, which GreedyLR is too.
 
     Raises:
         TypeError: for an argument that the schedule does not take or still lacks, and if a group's
@@ -107,8 +114,8 @@ def get_scheduler(
     if name is SchedulerType.CONSTANT:
         return get_constant_schedule(optimizer)
     kwargs = scheduler_specific_kwargs or {}
-    if name is SchedulerType.REDUCE_ON_PLATEAU:
-        return get_reduce_on_plateau_schedule(optimizer, **kwargs)
+    if name in _OF_A_METRIC:
+        return _OF_A_METRIC[name](optimizer, **kwargs)
 
     _require(name, "num_warmup_steps", num_warmup_steps)
     if name is SchedulerType.CONSTANT_WITH_WARMUP:
