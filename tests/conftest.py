@@ -61,6 +61,13 @@ def auto_is_eager() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def strict_interpreter() -> None:
+    """Has Triton's interpreter, once anything has imported it, hide no use of masked lanes."""
+    if not GPU and "triton.runtime.interpreter" in sys.modules:
+        interpreter.harden()
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """A backend's name, of `cases.each_backend`; while it is in use, it takes the tests' tensors.
@@ -88,4 +95,5 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         else:
             pytest.importorskip("triton")
             interpreter.quicken()
+            interpreter.harden()
         yield name

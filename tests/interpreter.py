@@ -1,13 +1,19 @@
-"""Making Triton's interpreter affordable: it repeats for every call what a launch needs once.
+"""Making Triton's interpreter affordable, and as strict as a GPU.
 
-Nothing here changes a result. What a version of Triton does not have is left as it is.
+It repeats for every call what a launch needs once, which `quicken` spares it; no result changes.
+And it is kind to code that a GPU is not kind to: `harden`, and `accesses`, which tells where a
+kernel read and wrote. What a version of Triton does not have is left as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 
 def quicken() -> None:
@@ -71,3 +77,62 @@ def _look_dtypes_up(interpreter: Any) -> None:
         return known[scalar.name]
 
     interpreter._get_np_dtype = look_up
+
+
+def harden() -> None:
+    """Have masked lanes of a load hold NaN, or the largest integer, where the kernel gives nothing.
+
+    A GPU leaves there what it likes, and the interpreter zeros, which hide that they are used. The
+    largest 16-bit integer is a NaN of both 16-bit floats. Calling this again does nothing.
+    """
+    import numpy as np
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    lenient = builder.create_masked_load
+    if getattr(lenient, "hardened", False):
+        return
+
+    @functools.wraps(lenient)
+    def load(self: Any, ptrs: Any, mask: Any, other: Any, *more: Any) -> Any:
+        if other is None:
+            element = ptrs.get_element_ty()
+            dtype = np.dtype(interpreter._get_np_dtype(element))
+            worst = (
+                np.nan if dtype.kind == "f" else np.iinfo(dtype).max if dtype.kind in "iu" else 0
+            )
+            lanes = np.full_like(ptrs.data, worst, dtype=dtype)
+            other = interpreter.TensorHandle(lanes, element)
+        return lenient(self, ptrs, mask, other, *more)
+
+    load.hardened = True
+    builder.create_masked_load = load
+
+
+def _worst(dtype: Any) -> Any:
+    """Return what of a numpy dtype no result survives."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.nan
+    return np.iinfo(dtype).max if dtype.kind in "iu" else True
+
+
+@contextlib.contextmanager
+def accesses() -> Iterator[list[tuple[Any, int]]]:
+    """Yield a list that grows by (addresses, bytes at each) with every load and store."""
+    import numpy as np
+    from triton.runtime import interpreter
+
+    real, seen = interpreter._interpreter, []
+
+    def load(pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        seen.append((pointers[mask], np.dtype(dtype).itemsize))
+        return real.load(pointers, mask, other, dtype)
+
+    def store(pointers: Any, value: Any, mask: Any) -> Any:
+        seen.append((pointers[mask], value.dtype.itemsize))
+        return real.store(pointers, value, mask)
+
+    with mock.patch.object(interpreter, "_interpreter", SimpleNamespace(load=load, store=store)):
+        yield seen

@@ -14,7 +14,7 @@ import torch
 from cases import BACKENDS, device_of, each_backend
 
 import fused_optim
-from fused_optim import capturable, plan_records, torch_compat
+from fused_optim import capturable, plan_records, torch_compat, validation
 from fused_optim.tables import float_fields
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -101,10 +101,11 @@ def test_a_row_of_the_device_is_one_of_the_host(name: str, count: int) -> None:
     optimizer = built(name, "eager")
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 if group["lr"] is None else group["lr"]
-        row = optimizer._row(group, count, torch.bfloat16)
+        settings = optimizer.settings(group)
+        row = optimizer._row(settings, count, torch.bfloat16)
         expected = torch.frombuffer(bytearray(plan_records.pack_rows([row])), dtype=torch.int32)
         steps = torch.tensor([1.0, count], dtype=torch.float64)
-        table = capturable.row_table(optimizer._row(group, steps, torch.bfloat16), 2)
+        table = capturable.row_table(optimizer._row(settings, steps, torch.bfloat16), 2)
         assert table.shape == (2, 16) and table.dtype is torch.int32
         floats = float_fields(type(row))
         assert torch.equal(table[1, floats:], expected[floats:])
@@ -176,14 +177,19 @@ def test_rows_and_counts_need_nothing_read_back(name: str, nothing_is_read_back)
     capturable.advance(steps, torch.tensor(0.0))
     capturable.advance(steps, torch.tensor(1.0))
     counts = torch.stack(steps).to(torch.float64)
-    table = capturable.row_table(optimizer._row(optimizer.param_groups[0], counts, False), 3)
+    settings = optimizer.settings(optimizer.param_groups[0])
+    table = capturable.row_table(optimizer._row(settings, counts, False), 3)
     assert table.shape == (3, 16)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="set_sync_debug_mode tells there")
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "cuda"], indirect=True)
 @pytest.mark.parametrize("name", ["AdamW", "torch-Adam", "torch-AdamW", "AdamWeightDecay"])
-def test_a_step_reads_nothing_back(name: str, backend: str, nothing_is_read_back) -> None:
+def test_a_step_reads_nothing_back(
+    name: str, backend: str, nothing_is_read_back, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a CPU's tensors hold is checked at each step. Here they stand for a device's.
+    monkeypatch.setattr(validation, "same_settings", lambda known, now: True)
     optimizer = built(name, backend, capturable=True, max_grad_norm=1.0)
     train(optimizer, range(1))
     set_gradients(optimizer, 1)
@@ -194,12 +200,18 @@ def test_a_step_reads_nothing_back(name: str, backend: str, nothing_is_read_back
     assert (params_of(optimizer)[0].detach().numpy() != before.numpy()).any()
 
 
+def test_settings_on_a_device_are_not_read_again() -> None:
+    for device, same in (("meta", True), ("cpu", False)):
+        settings = {"lr": torch.empty((), device=device), "params": [], "betas": (0.9, 0.999)}
+        assert validation.same_settings(settings, dict(settings)) == same
+
+
 @each_plan
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor", "torch-AdamW"])
 def test_an_overflow_leaves_counts_and_state_alone(name: str, backend: str) -> None:
     ours, plain = built(name, backend, capturable=True), built(name, backend)
     device = params_of(ours)[0].device
-    for t, overflows in enumerate((1.0, 0.0, 1.0, 0.0)):
+    for t, overflows in enumerate((2.0, 0.0, 1.0, 0.0)):  # 2 where two devices saw one each
         set_gradients(ours, t)
         ours.found_inf = torch.tensor(overflows, device=device)
         before = copy.deepcopy([(p.detach(), ours.state[p]) for p in params_of(ours)])
@@ -292,6 +304,31 @@ def test_groups_with_and_without_share_an_optimizer() -> None:
     before = [p.detach().clone() for p in params]
     train(optimizer, range(1))
     assert all(map(torch.equal, params, before))
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2, 2]
+
+
+def test_a_loaded_learning_rate_is_no_ones_else() -> None:
+    """Neither the dict's tensor nor its own twin's: schedules write to it in place."""
+    optimizer, saved = built("AdamW", "eager", capturable=True), built("AdamW", "eager")
+    state = saved.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = torch.tensor(0.3, dtype=torch.float64)
+    optimizer.load_state_dict(state)
+    optimizer.param_groups[0]["lr"].fill_(0.5)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.5, 0.3]
+    assert [float(group["lr"]) for group in state["param_groups"]] == [0.3, 0.3]
+
+
+def test_a_learning_rate_keeps_its_bits() -> None:
+    optimizer = built("AdamW", "eager", capturable=True, lr=0.1)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_betas_of_the_device_stay_there() -> None:
+    betas = tuple(torch.tensor(beta, dtype=torch.float64) for beta in (0.9, 0.99))
+    params = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = torch_compat.AdamW(params, betas=betas, capturable=True)
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["betas"], betas, strict=True))
 
 
 def test_rows_have_their_float_fields_first() -> None:

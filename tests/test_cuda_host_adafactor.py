@@ -102,7 +102,8 @@ def test_found_inf_stops_a_visit(on_the_host: Any) -> None:
     state = [param, *(t for t in optimizer.state[param].values() if torch.is_tensor(t))]
     before = [t.detach().clone() for t in state]
     (plan,) = optimizer._plans.values()
-    (key, _), row = next(iter(optimizer._plans)), optimizer._row(optimizer.param_groups[0], 2, None)
+    settings = optimizer.settings(optimizer.param_groups[0])
+    (key, _), row = next(iter(optimizer._plans)), optimizer._row(settings, 2, None)
     bucket = Bucket(key, rows=[row], plan=plan)
     for found_inf, changes in ((1.0, False), (0.0, True)):
         launch = Launch(found_inf=torch.tensor(found_inf), sums_wanted=False)

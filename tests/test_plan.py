@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
 from triton_cases import ROW, adamw_entry, key_of
 
-from fused_optim import plan_layout, plan_records
+from fused_optim import plan_layout, plan_records, plan_upload
 from fused_optim.launch import Bucket, Launch, TensorEntry
 from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
 
@@ -49,11 +50,13 @@ def test_adafactor_shapes() -> None:
     ]
 
 
-def test_only_aligned_addresses_are_called_so() -> None:
+@pytest.mark.parametrize("beyond", [4, 8, 12])
+def test_only_aligned_addresses_are_called_so(beyond: int) -> None:
     key = key_of(torch.float32, "none")
     for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
         entry = adamw_entry(key, (8,))
-        setattr(entry, name, torch.ones(9)[1:])
+        setattr(entry, name, torch.ones(11)[beyond // 4 :][:8])
+        assert getattr(entry, name).data_ptr() % 16 == beyond
         (record,) = fields(Bucket(key, [entry], [ROW]))
         assert (record["flags"], record["layout"]) == (0, 0)
 
@@ -135,3 +138,47 @@ def test_nine_dimensions_that_do_not_merge_need_eager() -> None:
     assert not plan_records.fits(entry, key)
     with pytest.raises(ValueError, match="dimensions"):
         Bucket(key, [entry], [ROW]).tables(Launch())
+
+
+def test_nine_dimensions_walk_memory_only_where_no_element_has_a_number() -> None:
+    """All of equal strides may be walked as they lie; but not where random bits go by number."""
+    for mode, fit in (("nearest", True), ("stochastic", False)):
+        key = key_of(torch.bfloat16, mode)
+        entry = adamw_entry(key, (2,) * 9)
+        for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
+            setattr(entry, name, getattr(entry, name).permute(*range(8, -1, -1)))
+        assert plan_records.fits(entry, key) == fit
+
+
+def test_adafactors_matrices_are_read_by_logical_index() -> None:
+    """Transposed alike, a matrix and its gradient still have rows and columns of their own."""
+    for op, walks in (("adamw", True), ("adafactor", False)):
+        entry = adamw_entry(key_of(torch.float32, "none", op=op), (4, 6))
+        for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
+            setattr(entry, name, getattr(entry, name).t().contiguous().t())
+        rows = [ROW] if op == "adamw" else [AdafactorRow()]
+        (record,) = fields(Bucket(key_of(torch.float32, "none", op=op), [entry], rows))
+        assert (record["layout"] == 0) == walks
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def test_tables_are_told_of_the_stream_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that this machine need not have: its plan is one of the CPU."""
+    cuda, told = torch.device("cuda", 1), []
+    streams = [SimpleNamespace(cuda_stream=address) for address in (64, 128)]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device == cuda])
+    monkeypatch.setattr(plan_upload, "constant", lambda value, device: torch.full((1,), value))
+    monkeypatch.setattr(
+        plan_upload, "record_stream", lambda t, stream: told.append((t.data_ptr(), stream))
+    )
+    key = key_of(torch.float32, "none")
+    bucket = Bucket(key, [adamw_entry(key, (5,))], [ROW])
+    tables = bucket.tables(Launch())
+    bucket.key = key._replace(device=cuda)
+    bucket.tables(Launch())
+    assert not told  # of one stream alone the allocator knows
+    streams[1] = SimpleNamespace(cuda_stream=256)
+    bucket.tables(Launch())
+    assert (tables.records.data_ptr(), streams[1]) in told

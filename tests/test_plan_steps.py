@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import pickle
 import weakref
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import bucketing, dispatch, plan_upload, steady
+from fused_optim import bucketing, dispatch, plan_layout, plan_upload, steady
 from fused_optim.launch import Bucket, Launch
 
 CPU = torch.device("cpu")
@@ -115,12 +116,35 @@ def test_new_gradients_cost_their_column(seen: list) -> None:
     params[1].grad = torch.ones(9)
     assert uploads_of(optimizer.step) == 2
     assert seen[-1][2].records[1, 1] == params[1].grad.data_ptr()
-    params[1].grad = torch.ones(10)[1:]  # not aligned
-    assert uploads_of(optimizer.step) == 3
-    assert seen[-1][2].records[:, 15].tolist() == [1, 0]
+    for beyond in (1, 2, 3):  # 4, 8 and 12 bytes: not aligned
+        params[1].grad = torch.ones(12)[beyond:][:9]
+        assert uploads_of(optimizer.step) == 2 + (beyond == 1)
+        assert seen[-1][2].records[:, 15].tolist() == [1, 0]
     params[1].grad = kept
     optimizer.step()
     assert seen[-1][2].records[:, 15].tolist() == [1, 1]
+
+
+def test_columns_that_change_are_all_sent(seen: list) -> None:
+    """Two at a time, which is less than a whole table: a gradient's address and its dtype."""
+    params = params_of((8,), (9,))
+    optimizer = fused_optim.AdamW(params)
+    optimizer.step()
+    params[1].main_grad = torch.ones(9, dtype=torch.float64)
+    assert uploads_of(optimizer.step) == 3  # with the rows
+    tables = seen[-1][2]
+    assert tables.records[1, 1] == params[1].main_grad.data_ptr()
+    assert tables.records[:, 12].tolist() == [0, 3]
+
+
+def test_maps_follow_shapes(seen: list) -> None:
+    params = params_of((2000,), (5,))
+    optimizer = fused_optim.AdamW(params)
+    for index in (0, 1):
+        params[index].grad = None
+        optimizer.step()
+        assert seen[-1][2].chunks(1024).tolist() == [[[0, 0]], [[0, 0], [0, 1]]][index]
+        params[index].grad = torch.ones_like(params[index])
 
 
 def changes() -> dict:
@@ -192,6 +216,26 @@ def test_every_change_is_seen(seen: list, name: str) -> None:
         assert (records[index, 7] != 0) == (not grad.is_contiguous())
         row = records[index, 10]
         assert seen[-1][2].rows[row, 11] == state["step"]
+
+
+def strides_of_gradient(tables, index: int) -> list[int]:
+    """What the device's layout block says of a gradient that takes two dimensions."""
+    address = int(tables.records[index, 7])
+    words = (ctypes.c_int64 * plan_layout.BLOCK_SIZE).from_address(address)
+    first = 1 + 2 * plan_layout.MAX_DIMS  # after the number of dimensions, sizes and the parameter
+    return words[first : first + words[0]]
+
+
+def test_other_strides_get_other_layout_blocks(seen: list) -> None:
+    """As many blocks as before, of the same sizes, and yet others."""
+    params = params_of((4, 6), (4, 6))
+    optimizer = fused_optim.AdamW(params)
+    for gap in (2, 3, 3, 2):
+        for param in params:
+            param.grad = torch.ones(4, 6 * gap + 1)[:, : 6 * gap : gap]
+        optimizer.step()
+        for index in range(2):
+            assert strides_of_gradient(seen[-1][2], index) == [6 * gap + 1, gap]
 
 
 def test_another_tensor_of_the_same_id_is_another() -> None:
@@ -292,6 +336,20 @@ def test_versions_of_everything_written_are_bumped(seen: list) -> None:
         assert all(t._version > v for t, v in zip(tensors, before, strict=True))
 
 
+def test_every_bucket_counts_its_writes_beside_one_of_eager(seen: list) -> None:
+    """float64 has no kernel, so its bucket is eager's, whose operators count by themselves."""
+    params = params_of((4,), (5, 6)) + params_of((4,), dtype=torch.float64)
+    optimizer = fused_optim.Adafactor(params, beta1=0.9)
+    for _ in range(3):
+        tensors = list(params)
+        for param in params:
+            tensors += filter(torch.is_tensor, optimizer.state.get(param, {}).values())
+        before = [t._version for t in tensors]
+        optimizer.step()
+        assert all(t._version > v for t, v in zip(tensors, before, strict=True))
+    assert {key.dtype for _, key, _ in seen} == {torch.float32}
+
+
 def test_auto_never_sends_cpu_tensors_to_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.TEST_VARIABLE, raising=False)
     assert dispatch.choose("auto", "adamw_", CPU) == "eager"
@@ -334,10 +392,12 @@ def test_tables_outlive_the_kernels_of_every_stream(
         plan_upload, "record_stream", lambda t, stream: told.append((t.data_ptr(), stream))
     )
     streams = [SimpleNamespace(cuda_stream=address) for address in (64, 128)]
-    optimizer = fused_optim.AdamW(params_of((3,), (4,)))
-    optimizer.step()
+    params = params_of((3,), (4, 4))
+    params[1].grad = torch.ones(4, 8)[:, ::2]
+    fused_optim.AdamW(params).step()
     tables, plan = seen[-1][2], seen[-1][2].plan
     used = {t.data_ptr() for t in (tables.records, tables.rows, tables.chunks(8192))}
+    used |= {tables.scratch(32).data_ptr(), int(tables.records[1, 7])}  # and of the layout block
     plan.used_on(streams[0])
     plan.used_on(streams[0])
     assert not told

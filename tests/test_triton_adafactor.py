@@ -169,7 +169,7 @@ def test_found_inf_leaves_everything_untouched() -> None:
     key = key_of(torch.bfloat16, "split", op="adafactor")
     entries = [entry_of(key, shape, momentum=True) for shape in ((4, 9), (5,), (2, 2, 2))]
     before = [tensors_of(copied(entry)) for entry in entries]
-    launch = Launch(found_inf=torch.tensor(1.0), seed=1)
+    launch = Launch(found_inf=torch.tensor(2.0), seed=1)
     run(triton_kernels, Bucket(key, entries, [ROW]), launch)
     for entry, tensors in zip(entries, before, strict=True):
         assert_unchanged(entry, tensors)

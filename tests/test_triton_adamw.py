@@ -184,7 +184,7 @@ def test_scaled_and_clipped_gradients() -> None:
         step_and_check(Bucket(key, entries, list(ROWS)), launch, each)
 
 
-@pytest.mark.parametrize("found_inf", [1.0, 0.0])
+@pytest.mark.parametrize("found_inf", [2.0, 1.0, 0.0])
 def test_found_inf_leaves_everything_untouched(found_inf: float) -> None:
     key = key_of(torch.bfloat16, "kahan", amsgrad=True)
     entries = [adamw_entry(key, (1030,), state=torch.bfloat16, number=i) for i in range(2)]

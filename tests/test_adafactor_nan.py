@@ -1,0 +1,34 @@
+"""A NaN or infinity in one element of a parameter, whose root mean square scales the update."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import device_of, each_backend
+
+import fused_optim
+from fused_optim import torch_compat
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (16,), (2, 2, 4)], ids=str)
+@pytest.mark.parametrize("make", [fused_optim.Adafactor, torch_compat.Adafactor])
+@each_backend
+def test_the_others_go_on(make: type, shape: tuple[int, ...], backend: str) -> None:
+    """No root mean square can be had, so the floor of the step size takes its place."""
+    start = torch.linspace(1.0, 2.0, 16).view(shape)
+    results = []
+    for scale in (1.0, 1e-6):  # the latter far below the floor, which is 1e-3
+        param = torch.nn.Parameter((scale * start).to(device_of(backend)))
+        if scale == 1.0:
+            param.data.view(-1)[5] = math.nan
+        optimizer = make([param], backend=backend)
+        param.grad = torch.ones_like(param)
+        before = param.detach().clone()
+        optimizer.step()
+        results.append((before - param.detach()).flatten().cpu())
+    others = torch.arange(16) != 5
+    assert results[0].isnan().tolist() == (~others).tolist()
+    torch.testing.assert_close(results[0][others], results[1][others], rtol=0.02, atol=0.0)
+    assert (results[0][others] > 0).all()

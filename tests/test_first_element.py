@@ -1,0 +1,84 @@
+"""Records of a shard: its first element is another one than the tensor's, and random bits follow.
+
+No optimizer makes such records yet, so they are written here, after the plan has packed its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import BACKENDS, device_of, interpreted
+
+from fused_optim import dispatch
+from fused_optim.eager import rounding
+from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
+
+kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
+firsts = pytest.mark.parametrize("first", [0, 3, 8, 2**35 + 5, 2**35 + 8])
+FIRST_ELEMENT = RECORD_FIELDS.index("first_element")
+SEED, STEP, NUMBER = 0x123456789ABCDEF0, 7, 5
+BFLOAT16 = torch.bfloat16
+
+
+def drawn(value: torch.Tensor, stream: int, first: int) -> torch.Tensor:
+    """Return float32 values as they are stored from element ``first`` of a tensor on."""
+    word = NUMBER | stream << 28
+    r = rounding.random_halves(first, value.shape, SEED, STEP, word, value.device)
+    return rounding.round_stochastic(value, BFLOAT16, r)
+
+
+def bucket_of(op: str, backend: str, shape: tuple[int, ...], row) -> tuple[Bucket, TensorEntry]:
+    """A bucket of one tensor whose gradient is zero, so that what a step makes of it is simple."""
+    device = device_of(backend)
+    key = BucketKey(op, device, BFLOAT16, "stochastic", False, False)
+    param, exp_avg = (torch.randn(shape, device=device).to(BFLOAT16) for _ in range(2))
+    entry = TensorEntry(param, torch.zeros_like(param), number=NUMBER, exp_avg=exp_avg)
+    return Bucket(key, [entry], [row]), entry
+
+
+def run(backend: str, ops: tuple[str, ...], bucket: Bucket, first: int) -> None:
+    launch = Launch(seed=SEED)
+    plan = bucket.tables(launch).plan
+    for records in (plan.host, plan.records):
+        records[:, FIRST_ELEMENT] = first
+    for op in ops:
+        getattr(dispatch.load(backend), op)(bucket, launch)
+
+
+@firsts
+@pytest.mark.parametrize("more", [0, 13])
+@kernels
+def test_adamw(backend: str, more: int, first: int) -> None:
+    """A whole chunk, and the rest of one."""
+    whole = 4096 if interpreted(backend) else 8192
+    shape = (13,) if more and interpreted(backend) else (whole + more,)
+    row = AdamWRow(omb1=0.25, b2=0.5, step_size=0.0, eps=1.0, decay_after=0.875, step=STEP)
+    bucket, entry = bucket_of("adamw", backend, shape, row)
+    entry.exp_avg_sq = torch.rand_like(entry.param)
+    p, m, v = (t.float() for t in (entry.param, entry.exp_avg, entry.exp_avg_sq))
+    run(backend, ("adamw_",), bucket, first)
+    assert torch.equal(entry.param, drawn(p * 0.875, 0, first))
+    assert torch.equal(entry.exp_avg, drawn(m + 0.25 * (0.0 - m), 1, first))
+    assert torch.equal(entry.exp_avg_sq, drawn(0.5 * v, 2, first))
+
+
+@firsts
+@pytest.mark.parametrize("shape", [(13,), (2, 3), (9, 9), (6, 16), (9, 3, 2), (64, 1024)], ids=str)
+@kernels
+def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
+    """A learning rate of 0, so that parameters decay and momentum does."""
+    if interpreted(backend) and shape[-1] > 1000:
+        pytest.skip("its tiles and vectors are those of the smaller matrix")
+    row = AdafactorRow(rho=0.0, b2=0.5, omb2=0.5, b1=0.75, decay_before=0.875, step=STEP)
+    bucket, entry = bucket_of("adafactor", backend, shape, row)
+    device = entry.param.device
+    entry.exp_avg_sq = torch.rand(shape[:-1] if len(shape) > 1 else shape, device=device)
+    if len(shape) > 1:
+        entry.max_exp_avg_sq = torch.rand(shape[:-2] + shape[-1:], device=device)
+    p, m = entry.param.float(), entry.exp_avg.float()
+    ops = ("adafactor_statistics", "adafactor_finalise_")
+    ops += ("adafactor_update_sums", "adafactor_apply_")
+    run(backend, ops, bucket, first)
+    assert torch.equal(entry.exp_avg, drawn(0.75 * m, 1, first))
+    assert torch.equal(entry.param, drawn(p * 0.875 - 0.75 * m, 0, first))
