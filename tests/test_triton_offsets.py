@@ -1,0 +1,74 @@
+"""Offsets beyond 2^31 elements in Triton's kernels of gradients and Adafactor.
+
+Memory that nobody touches costs nothing: each test has a map of the last chunk or tile alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from triton_cases import key_of
+
+from fused_optim.launch import Bucket, Launch, TensorEntry
+from fused_optim.tables import AccumulateRow, AdafactorRow
+
+pytest.importorskip("triton")
+
+from fused_optim.triton_kernels import adafactor_geometry as geometry  # noqa: E402
+from fused_optim.triton_kernels import gradients  # noqa: E402
+
+from fused_optim import triton_kernels  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="hands CPU tensors to kernels, which is the interpreter's"
+)
+
+COUNT = 2**31 + 9
+BFLOAT16 = torch.bfloat16
+
+
+def far(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of COUNT elements that ends with ``values``."""
+    room = torch.empty(COUNT, dtype=values.dtype)
+    room[-len(values) :] = values
+    return room
+
+
+def only(bucket: Bucket, scratch: Any, **maps: list[tuple[int, int]]) -> Bucket:
+    """Give a bucket's kernels these (tensor, part) pairs, and scratch of zeros for all others."""
+    tensors = {name: torch.tensor(pairs).int() for name, pairs in maps.items()}
+    tables = bucket.tables(Launch(), scratch)
+    tables.scratch().zero_()
+    tables.plan.index_map = lambda key, counts: tensors[key[0] if key[0] == "chunks" else key[1]]
+    return bucket
+
+
+@pytest.mark.parametrize("op", ["grad_square_sums", "accumulate_"])
+def test_gradients(op: str) -> None:
+    grad, buffer = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
+    entry = TensorEntry(far(buffer), far(grad))
+    bucket = Bucket(key_of(BFLOAT16, "nearest", op="accumulate"), [entry], [AccumulateRow()])
+    last = [(0, (COUNT - 1) // gradients.CHUNK_SIZE)]
+    found = getattr(triton_kernels, op)(only(bucket, gradients._chunks_of, chunks=last), Launch())
+    if found is None:
+        assert torch.equal(entry.param[-9:], (buffer.float() + grad.float()).bfloat16())
+    else:
+        torch.testing.assert_close(found[0], grad.float().square().sum(), rtol=1e-6, atol=0.0)
+
+
+def test_adafactor() -> None:
+    """A whole step of nine elements, whose statistics and updates are their own."""
+    grad, param = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
+    entry = TensorEntry(far(param), far(grad), exp_avg_sq=far(torch.zeros(9)))
+    row = AdafactorRow(b2=0.0, omb2=1.0, rho=0.5, clip_threshold=float("inf"))
+    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), [entry], [row])
+    last = geometry.tile_count(1, 1, COUNT) - 1
+    assert geometry.block_count(1, 1, COUNT) == last + 1
+    only(bucket, geometry.adafactor_scratch, tiles=[(0, last)], blocks=[(0, 0), (0, last)])
+    for stage in ("statistics", "finalise_", "update_sums", "apply_"):
+        getattr(triton_kernels, f"adafactor_{stage}")(bucket, Launch())
+    assert torch.equal(entry.exp_avg_sq[-9:], grad.float().square())
+    moved = (param.float() - 0.5 * grad.float().sign()).bfloat16()
+    torch.testing.assert_close(entry.param[-9:], moved, rtol=2**-7, atol=0.0)
