@@ -47,7 +47,7 @@ def kind_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> traffic.Kin
 
     Gradients have the parameters' dtype. Whether it clips to a norm is no part of it.
     """
-    group = optimizer.param_groups[0]
+    group = optimizer.settings(optimizer.param_groups[0])
     return traffic.kind_of(
         optimizer._family,
         dtype,

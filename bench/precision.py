@@ -27,6 +27,7 @@ from torch import nn
 import fused_optim
 from bench import ROOT, machine
 from fused_optim import torch_compat
+from fused_optim.base import FusedOptimizer
 
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 IMAGE = ROOT / "docs" / "images" / "precision_curves.png"
@@ -169,7 +170,7 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
         "name": recipe.name,
         "optimizer": recipe.family,
         "dtype": str(recipe.dtype).removeprefix("torch."),
-        "mode": trained.optimizer.param_groups[0].get("low_precision"),
+        "mode": _mode(trained.optimizer),
         "state_dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "seed": seed,
         "bytes_per_parameter": round(trained.bytes_per_parameter(), 2),
@@ -177,6 +178,13 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
         "losses": losses,
         "final_loss": losses[-1],
     }
+
+
+def _mode(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the ``low_precision`` of one of this package's optimizers, None for another's."""
+    if not isinstance(optimizer, FusedOptimizer):
+        return None
+    return optimizer.settings(optimizer.param_groups[0])["low_precision"]
 
 
 def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
