@@ -48,6 +48,9 @@ class AdamWeightDecay(AdamFamily):
         learning_rate: a number, or a callable of the step that `step` itself evaluates at its own
             count, from 0: `WarmUp`, `PolynomialDecay` or any function. It is written to
             ``group["lr"]`` and not saved with the state. Callables do not go with ``capturable``.
+            The count is the optimizer's, shown as ``iterations`` in every group: a group added
+            later joins at it, and of counts that differ, as they may in a loaded dict, all groups
+            take the largest.
         beta_1: decay rate of the first moment, in [0, 1).
         beta_2: decay rate of the second moment, in [0, 1).
         epsilon: added to the denominator; 0 means 1e-7, as in Keras.
@@ -148,6 +151,9 @@ class AdamWeightDecay(AdamFamily):
         validation.check_number(group["eps"], "epsilon value", low=0.0)
         validation.check_number(group["weight_decay"], "weight_decay_rate")
         validation.check_flag(group["amsgrad"], "amsgrad")
+        count = group["iterations"]
+        if not (isinstance(count, numbers.Real) and count >= 0 and float(count).is_integer()):
+            raise ValueError(f"Invalid iterations: {count!r} - should be a whole number, 0 or more")
         if group["clipvalue"] is not None:
             validation.check_number(group["clipvalue"], "clipvalue", low=0.0)
         if group["capturable"] and (self.learning_rate is not None or self.decay):
@@ -162,7 +168,33 @@ class AdamWeightDecay(AdamFamily):
                 "pass model.named_parameters() instead of model.parameters()"
             )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, which joins at the optimizer's count of iterations.
+
+        Raises:
+            ValueError: a hyperparameter or parameter can't be used; nothing was added.
+        """
+        joins, count = bool(self.param_groups), self._agree_on_count()
+        rate = self.learning_rate(count) if self.learning_rate is not None and count else None
+        super().add_param_group(param_group)
+        if joins:
+            self.param_groups[-1]["iterations"] = count
+        if rate is not None:
+            self.param_groups[-1]["lr"] = float(rate)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._agree_on_count()
+
+    def _agree_on_count(self) -> int:
+        """Give every group the largest count of iterations, and return that."""
+        count = max((int(group["iterations"]) for group in self.param_groups), default=0)
+        for group in self.param_groups:
+            group["iterations"] = count
+        return count
+
     def _prepare_step(self) -> None:
+        self._agree_on_count()
         for group in self.param_groups:
             if self.learning_rate is not None:
                 # A rate of 0 before the first step is not the schedule's own: with such a step and
