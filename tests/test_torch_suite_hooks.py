@@ -200,11 +200,11 @@ def test_load_state_dict_pre_post_hook(case):
     optimizer = case.build(model.params)
     model.train(optimizer, 1)
     optimizer.register_load_state_dict_pre_hook(set_lr_in_a_copy)
-    optimizer.register_load_state_dict_post_hook(note_lr)
+    handle = optimizer.register_load_state_dict_post_hook(note_lr)
     optimizer.load_state_dict(optimizer.state_dict())
     assert optimizer.state["lr was set"] is True
+    handle.remove()
     model.train(optimizer, 1)
-    state_dict = optimizer.state_dict()
-    assert state_dict["state"]["lr was set"] is True
-    optimizer.load_state_dict(state_dict)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state["lr was set"] is True
     assert [int(optimizer.state[p]["step"]) for p in model.params] == [2, 2]

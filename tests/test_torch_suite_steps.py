@@ -165,7 +165,8 @@ def test_grad_scaling_autocast_fused_optimizers(case):
         plain, scaled = (network(torch.float32) for _ in range(2))
         optimizers = [case.build(model.parameters()) for model, _, _ in (plain, scaled)]
         optimizers[1].fused_unscale = fused_unscale
-        scaler = torch.amp.GradScaler("cpu", init_scale=128.0, growth_interval=2)
+        # Far apart, so that no moment can be of gradients that were left scaled.
+        scaler = torch.amp.GradScaler("cpu", 2.0**4, growth_factor=2.0**8, growth_interval=2)
         for step in range(5):
             losses = []
             for model, _, values in (plain, scaled):
@@ -180,7 +181,7 @@ def test_grad_scaling_autocast_fused_optimizers(case):
                 optimizers[0].step()
             scaler.step(optimizers[1])
             scaler.update()
-        assert scaler.get_scale() == 256.0  # doubled, halved for the overflow, doubled
+        assert scaler.get_scale() == 2.0 ** (4 + 8 - 1 + 8)  # halved for the overflow
         for p, q in zip(scaled[0].parameters(), plain[0].parameters(), strict=True):
             torch.testing.assert_close(p, q)
 
