@@ -1,4 +1,6 @@
-"""The optimizers that the schedule tests schedule, and the loop that reads the rates."""
+"""The optimizers that the schedule tests schedule, and the loops that read the rates."""
+
+import math
 
 import torch
 
@@ -31,3 +33,23 @@ def build(name, optimizer, arguments, get_scheduler=schedules.get_scheduler):
     """The schedule of that name; "W" and "T" are its step counts, the rest its own arguments."""
     extra = {key: value for key, value in arguments.items() if key not in ("W", "T")}
     return get_scheduler(name, optimizer, arguments.get("W"), arguments.get("T"), extra or None)
+
+
+def metrics(seed, count=400):
+    """A noisy curve that falls and rises again, with runs of equal values and a few odd ones."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, generator=generator, dtype=torch.float64)
+    curve = [math.cos(step / 25) + 0.3 * noise[step].item() for step in range(count)]
+    for step in range(0, count - 12, 40):
+        curve[step : step + 12] = [2.0 - step / count - 0.01 * k for k in range(12)]
+    curve[-20], curve[-10] = math.nan, -math.inf
+    return curve
+
+
+def history(scheduler, sequence):
+    """The groups' rates after each metric that a schedule is given."""
+    result = []
+    for metric in sequence:
+        scheduler.step(metric)
+        result.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
+    return result

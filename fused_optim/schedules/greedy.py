@@ -84,7 +84,6 @@ class GreedyLR(ReduceLROnPlateau):
         window_size: int = 50,
         reset_start: int = 500,
     ) -> None:
-        """See the class."""
         _check_numbers(factor, patience, cooldown, warmup, window_size, reset_start)
         check_choice("mode", mode, ("min", "max"))
         check_choice("threshold_mode", threshold_mode, ("rel", "abs"))
@@ -96,7 +95,13 @@ class GreedyLR(ReduceLROnPlateau):
         super().__init__(
             optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps
         )
-        count = len(optimizer.param_groups)
+        self._set_upper_bounds(min_lr, max_lr)
+        self._last_lr = self._rates()
+        self._init_lrs = self._rates()
+
+    def _set_upper_bounds(self, min_lr: float | list[float], max_lr: float | list[float]) -> None:
+        """Do for `max_lr` what ReduceLROnPlateau has done for `min_lr`, and compare the two."""
+        count = len(self.optimizer.param_groups)
         if isinstance(max_lr, (list, tuple)) and len(max_lr) != count:
             raise ValueError(f"expected {count} max_lrs, got {len(max_lr)}")
         # None where each group has a bound of its own, so that there is none for a new group.
@@ -110,8 +115,6 @@ class GreedyLR(ReduceLROnPlateau):
                     f"min_lr is {low} and max_lr is {high} for param_groups[{index}]; no rate lies "
                     "between them. Lower min_lr or raise max_lr."
                 )
-        self._last_lr = self._rates()
-        self._init_lrs = self._rates()
 
     def _rates(self) -> list[Any]:
         """Return the groups' rates; tensors are copied, for schedulers write to them."""
