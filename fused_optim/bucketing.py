@@ -82,7 +82,7 @@ def check_states(optimizer, pending: list[Pending], kinds: list[Kind]) -> None:
         if found:
             where = validation.place(optimizer.param_groups[group_index], group_index, index)
             with validation.naming(f"{type(optimizer).__name__}: {where}: "):
-                state.check(param, found, kind.spec)
+                state.check(param, found, kind.spec, kind.key.capturable)
 
 
 def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:

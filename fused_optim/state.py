@@ -113,10 +113,13 @@ def every_extra(dtype: torch.dtype) -> tuple[StateTensor, ...]:
     return tuple(one for mode in _MODE_OF_KEY.values() for one in extra_tensor(mode, dtype))
 
 
-def check(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
+def check(
+    param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...], capturable: bool
+) -> None:
     """Refuse a parameter's state that a step could not use; changes nothing.
 
-    What was loaded has been checked, but anyone may have replaced state or parameter since.
+    What was loaded has been checked, but anyone may have replaced state or parameter since. A
+    ``capturable`` parameter's step count is the device's and not read.
 
     Raises:
         ValueError: a tensor does not fit the parameter, the step count is no count, or a moment is
@@ -127,8 +130,8 @@ def check(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, .
     if not state:
         return
     step = state.get("step", 0)
-    if isinstance(step, torch.Tensor) and step.device.type != "cpu":
-        return  # its value is the device's
+    if capturable and isinstance(step, torch.Tensor):
+        return
     if state_values.step_count(step):
         needed = (tensor.key for tensor in spec if tensor.needed and not tensor.may_begin_late)
         state_values.check_complete(state, needed)

@@ -80,8 +80,7 @@ class Steady:
         self._grad_dtypes = list(map(_dtype, grads))
         self._shapes = list(map(_shape, grads))
         self._freed = self._grads.count(0)
-        contiguous = all(map(_is_contiguous, grads))
-        self._strides = None if contiguous else list(map(_stride, grads))
+        self._param_strides, self._strides = map(_strides_of, (params, grads))
         states = [optimizer.state[param] for param in params]
         self._steps = [state["step"] for state in states]
         self._columns = _columns_of(states)
@@ -167,10 +166,12 @@ class Steady:
         states = _states_of(optimizer, params)
         if not (
             list(map(_data_ptr, params)) == self._params
-            # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look.
+            # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look; data
+            # that was replaced since has another address or other strides.
             and list(map(_dtype, grads)) == self._grad_dtypes
             and list(map(_shape, grads)) == self._shapes
-            and self._same_strides(grads)
+            and _have_strides(params, self._param_strides)
+            and _have_strides(grads, self._strides)
             and [state["step"] for state in states] == self._steps
         ):
             return None
@@ -209,11 +210,6 @@ class Steady:
         has_grad = [_has_gradient(param) for param in params]
         return list(compress(params, self._selected)) if has_grad == self._selected else None
 
-    def _same_strides(self, grads: Sequence[torch.Tensor]) -> bool:
-        if self._strides is None:
-            return all(map(_is_contiguous, grads))
-        return list(map(_stride, grads)) == self._strides
-
     def _take_gradients(self, addresses: list[int]) -> None:
         if addresses == self._grads:
             return
@@ -222,6 +218,17 @@ class Steady:
             if known.plan is not None:
                 mine = array("q", [addresses[i] for i in known.members])
                 known.plan.set_gradients(torch.frombuffer(mine, dtype=torch.int64))
+
+
+def _strides_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, ...]] | None:
+    """Return the tensors' strides, or None where all are contiguous, which is quick to see."""
+    return None if all(map(_is_contiguous, tensors)) else list(map(_stride, tensors))
+
+
+def _have_strides(tensors: Sequence[torch.Tensor], strides: list[tuple[int, ...]] | None) -> bool:
+    if strides is None:
+        return all(map(_is_contiguous, tensors))
+    return list(map(_stride, tensors)) == strides
 
 
 def _has_gradient(param: torch.Tensor) -> bool:
@@ -243,7 +250,7 @@ class _Column:
     memory may move all the same (``tensor.data = ...``, ``set_``, a storage that is resized).
     """
 
-    __slots__ = ("_addresses", "_dead", "_ids", "_key", "_refs", "_shapes", "_there")
+    __slots__ = ("_addresses", "_dead", "_ids", "_key", "_refs", "_there")
 
     def __init__(self, key: str, values: list[Any], there: list[bool]) -> None:
         tensors = list(compress(values, there))
@@ -251,7 +258,6 @@ class _Column:
         self._there = None if all(there) else there  # which parameters have one
         self._ids = list(map(id, tensors))
         self._addresses = list(map(_data_ptr, tensors))
-        self._shapes = list(map(_shape, tensors))
         self._dead: list[weakref.ref] = []
         self._refs = [weakref.ref(tensor, self._dead.append) for tensor in tensors]
 
@@ -263,7 +269,6 @@ class _Column:
         same = (
             list(map(id, tensors)) == self._ids
             and list(map(_data_ptr, tensors)) == self._addresses
-            and list(map(_shape, tensors)) == self._shapes
             and not self._dead
         )
         return tensors if same else None
