@@ -175,12 +175,12 @@ class AdamWeightDecay(AdamFamily):
             ValueError: a hyperparameter or parameter can't be used; nothing was added.
         """
         joins, count = bool(self.param_groups), self._agree_on_count()
-        rate = self.learning_rate(count) if self.learning_rate is not None and count else None
+        rate = self._rate_at(count) if count else None
         super().add_param_group(param_group)
         if joins:
             self.param_groups[-1]["iterations"] = count
         if rate is not None:
-            self.param_groups[-1]["lr"] = float(rate)
+            self.param_groups[-1]["lr"] = rate
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -194,15 +194,26 @@ class AdamWeightDecay(AdamFamily):
         return count
 
     def _prepare_step(self) -> None:
-        self._agree_on_count()
+        count = self._agree_on_count()
+        rate = self._rate_at(count)
         for group in self.param_groups:
-            if self.learning_rate is not None:
-                # A rate of 0 before the first step is not the schedule's own: with such a step and
-                # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
-                held = group["iterations"] == 0 and float(group["lr"]) == 0.0
-                if not held:
-                    group["lr"] = float(self.learning_rate(group["iterations"]))
-            group["iterations"] += 1
+            # A rate of 0 before the first step is not the schedule's own: with such a step and
+            # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
+            held = count == 0 and float(group["lr"]) == 0.0
+            if rate is not None and not held:
+                group["lr"] = rate
+            group["iterations"] = count + 1
+
+    def _rate_at(self, count: int) -> float | None:
+        """Return what a callable learning rate is after ``count`` steps, None where it is none."""
+        if self.learning_rate is None:
+            return None
+        rate = self.learning_rate(count)
+        with validation.naming(
+            f"{type(self).__name__}: learning_rate({count}) returned a bad rate. "
+        ):
+            validation.check_number(rate, "learning rate", low=0.0)
+        return float(rate)
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
         # A peer has no count of its own: the schedule goes on where the parameters were.

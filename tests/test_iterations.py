@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from optimizer_table import assert_identical, snapshot
 
 import fused_optim
 from fused_optim import AdamWeightDecay, PolynomialDecay, WarmUp
@@ -159,3 +160,20 @@ def test_what_is_no_count_is_refused(count):
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
     assert counts(optimizer) == [5]
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -1.0, None, "fast"])
+@pytest.mark.parametrize("good_steps", [0, 1, 3])
+def test_a_schedule_that_returns_no_rate_is_refused_before_anything_changes(rate, good_steps):
+    params = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = fused_optim.AdamWeightDecay(
+        params, lambda step: rate if step >= max(1, good_steps) else 0.1
+    )
+    for p in params:
+        p.grad = torch.ones(3)
+    for _ in range(max(1, good_steps)):
+        optimizer.step()
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"learning_rate\(\d\) returned a bad rate. Invalid"):
+        optimizer.step()
+    assert_identical(snapshot(optimizer), before)
