@@ -99,10 +99,10 @@ class Float32Weights:
                     f"load_fp32_state_dict: {name!r} has shape {given} in the state dict and "
                     f"{needed} in the model; load a state of the same model"
                 )
+        self.init_state()  # first, for it refuses state that does not fit
         incompatible = model.load_state_dict(state_dict, strict=strict)
-        self.init_state()
         for name, param in targets.items():
-            _store_(param, self.state[param], modes[id(param)], state_dict[name])
+            _store_(param, self.state.get(param, {}), modes[id(param)], state_dict[name])
         return incompatible
 
 
@@ -112,6 +112,7 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
     Raises:
         TypeError: ``model`` is no module.
         ValueError: the model lacks one of them.
+        NotImplementedError: one is a DTensor.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
@@ -122,9 +123,12 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
     there = set(map(id, model.parameters()))
     for number, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
+            where = validation.place(group, number, index)
+            if validation.trains(param):
+                validation.check_param(param, f"{what}: {where}")
             modes[id(param)] = _mode_of(optimizer, group, param)
             if id(param) not in there:
-                missing.append(validation.place(group, number, index))
+                missing.append(where)
     if missing:
         raise ValueError(
             f"{what}: {len(missing)} of the optimizer's {len(modes)} parameters are not in the "

@@ -1,7 +1,5 @@
 """Data parallelism: replicas round stochastically, have random states of their own, stay equal."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from optimizer_table import (
     snapshot,
     train,
 )
+from processes import needs_gloo, results_of
 from replica_worker import STEPS
 
 WORKER = Path(__file__).with_name("replica_worker.py")
@@ -44,7 +43,7 @@ def test_the_seed_and_nothing_else_picks_the_rounding(row):
     assert any(not torch.equal(p, q) for p, q in pairs)
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@needs_gloo
 @pytest.mark.parametrize(
     "name",
     [
@@ -54,20 +53,7 @@ def test_the_seed_and_nothing_else_picks_the_rounding(row):
     ],
 )
 def test_replicas_of_two_processes_stay_bit_identical(name, tmp_path):
-    commands = [
-        [sys.executable, str(WORKER), name, str(rank), "2", str(tmp_path)] for rank in (0, 1)
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen(command, cwd=tmp_path, **pipes) for command in commands]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = results_of(WORKER, tmp_path, name)
     assert_identical(dict(first["model"]), dict(second["model"]))
     assert_identical(first["optimizer"], second["optimizer"])
     for state in first["optimizer"]["state"].values():
