@@ -119,7 +119,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
     extra = state.extra_tensor(mode, param.dtype)
     spec = optimizer._state_spec(group, param)
     step = state_values.step_count(saved.get("step", home.group_step))
-    if step:
+    if step or any(isinstance(v, torch.Tensor) for k, v in saved.items() if k != "step"):
         state_values.check_complete(saved, [tensor.key for tensor in spec if tensor.needed])
     known = {tensor.key: tensor for tensor in state.every_extra(param.dtype) + spec + extra}
     result = {}

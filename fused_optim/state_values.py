@@ -73,7 +73,7 @@ def remainder_bits(value: torch.Tensor) -> torch.Tensor:
 
 
 def check_complete(state: Mapping[str, Any], needed: Iterable[str]) -> None:
-    """Refuse the state of a parameter that has made steps if it lacks what they have added up.
+    """Refuse the state of a parameter that has made steps if it lacks what they added up.
 
     Raises:
         ValueError: the message names what is missing and what is there.
@@ -83,7 +83,7 @@ def check_complete(state: Mapping[str, Any], needed: Iterable[str]) -> None:
         there = ", ".join(map(repr, state)) or "nothing"
         raise ValueError(
             f"the state has no {' and no '.join(missing)}, but {there}: it is incomplete or "
-            f"another optimizer's, and zeros do not go with its step count; {REMEDY}"
+            f"another optimizer's, and zeros would not do for what is missing; {REMEDY}"
         )
 
 

@@ -102,7 +102,8 @@ def test_a_frozen_parameter_of_another_kind_is_refused_once_it_has_a_gradient(ro
 @every_optimizer
 def test_errors_call_named_parameters_by_their_names(row):
     make = BAD_PARAMETERS["float8"][0]
-    with pytest.raises(ValueError, match=r"parameter 1 \('b\.weight'\) of group 0 is torch\.float8"):
+    called = r"parameter 1 \('b\.weight'\) of group 0 is torch\.float8"
+    with pytest.raises(ValueError, match=called):
         row.build([("a.weight", good()), ("b.weight", make().requires_grad_())])
 
 
