@@ -34,7 +34,7 @@ __global__ void AheadKernel(float* to, bool waits) {
   __shared__ float values[kWarps];
   float sum = 0.0f;
   for (int turn = 0; turn < 2; ++turn) {
-    const float mine = ShuffleXor(static_cast<float>(ThreadIndex() + turn), 1);
+    const float mine = ShuffleXor(ShuffleXor(static_cast<float>(ThreadIndex() + turn), 1), 2);
     if (ThreadIndex() % kLanes == 0) values[ThreadIndex() / kLanes] = mine;
     Barrier();
     for (int i = 0; i < kWarps; ++i) sum += values[i];

@@ -12,7 +12,7 @@ from parity import Bench
 
 from fused_optim import dispatch
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import RECORD_FIELDS, AccumulateRow, AdamWRow
+from fused_optim.tables import RECORD_FIELDS, AccumulateRow, AdafactorRow, AdamWRow
 
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
 TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)
@@ -50,11 +50,30 @@ def test_one_step_is_the_oracles(on_the_host: Any, turn: int, case: Case, route:
 
 
 def test_shapes_of_several_tiles(route: str) -> None:
-    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_000,), (1, 70_000), *SHORT, *TINY)
+    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_001,), (1, 70_000), *SHORT, *TINY)
     for dtype, mode in ((torch.float32, "none"), (torch.bfloat16, "split")):
         bench = Bench(ADAFACTOR[3], [TensorCase(shape, dtype, mode) for shape in shapes], "cuda")
         bench.randomise(5)
         bench.step_and_check(5, bench.set_gradients(-2, 0))
+
+
+def test_tiles_of_four_chains() -> None:
+    """Of 2^22 elements and more: columns are added up chain by chain, and rows tile by tile."""
+    shape = (2048, 2048)
+    param, grad = torch.zeros(shape).bfloat16(), torch.randn(shape).bfloat16()
+    entry = TensorEntry(param, grad, exp_avg_sq=torch.zeros(2048))
+    entry.max_exp_avg_sq = torch.zeros(2048)
+    key = BucketKey("adafactor", torch.device("cpu"), torch.bfloat16, "nearest", False, False)
+    bucket = Bucket(key, [entry], [AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, flags=0)])
+    cuda, launch = host_module.backend(), Launch()
+    total = cuda.adafactor_statistics(bucket, launch)
+    cuda.adafactor_finalise_(bucket, launch)
+    squares = grad.double().square()
+    for found, expected in (
+        *((total[0], squares.sum()), (entry.exp_avg_sq, squares.mean(1))),
+        (entry.max_exp_avg_sq, squares.mean(0)),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "stochastic", "kahan", "split", "master"])
@@ -161,9 +180,10 @@ def test_strided_tensors_equal_contiguous_ones(dtype: torch.dtype) -> None:
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("norm", [1.0, None])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_thread_order_changes_no_bit(on_the_host: Any, seed: int) -> None:
-    """A missing barrier would let it, see test_cuda_sanitizers.py."""
+def test_thread_order_changes_no_bit(on_the_host: Any, seed: int, norm: float | None) -> None:
+    """A missing barrier would, see test_cuda_sanitizers.py. Without a norm, visits do all."""
     results = []
     for order in (0, seed):
         on_the_host.set_thread_order(order)
@@ -172,7 +192,7 @@ def test_thread_order_changes_no_bit(on_the_host: Any, seed: int) -> None:
         params = [torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in shapes]
         for p in params:
             p.grad = torch.randn_like(p)
-        optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=1.0)
+        optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=norm)
         optimizer.step()
         optimizer.step()
         results.append([p.detach().clone() for p in params])

@@ -97,6 +97,22 @@ def test_scratch_is_laid_out_once() -> None:
     assert bucket.tables(Launch(), size).scratch() is tables.scratch()
 
 
+def test_scratch_stays_laid_out_when_tables_are_packed_anew() -> None:
+    key = key_of(torch.float32, "none", op="adafactor")
+
+    def size(batch: int, rows: int, cols: int) -> int:
+        return rows * 40
+
+    plan = None
+    for shapes, expected in ((((4, 3), (7,)), [0, 160]), (((2, 3), (7,)), [0, 96])):
+        tensors = [torch.ones(shape) for shape in shapes]
+        entries = [TensorEntry(t, t, exp_avg_sq=torch.ones(1)) for t in tensors]
+        bucket = Bucket(key, entries, [AdafactorRow()], kept_plan=plan)
+        tables = bucket.tables(Launch(), size)
+        plan = tables.plan
+        assert tables.records[:, RECORD_FIELDS.index("scratch")].tolist() == expected
+
+
 def test_constants_stand_for_what_is_absent() -> None:
     bucket = Bucket(key_of(torch.float32, "none"), [], [ROW])
     tables = bucket.tables(Launch(seed=(0xFFFFFFFF << 32) | 7))

@@ -103,8 +103,8 @@ class Copy:
             for build in (ROOT / kind).glob("*"):
                 (root / kind / build.name).symlink_to(build)
 
-    def noticed(self, fault: Fault) -> str | None:
-        """Return the test that fails with a fault planted and not without, or None.
+    def noticed(self, fault: Fault) -> list[str]:
+        """Return the tests that fail with a fault planted and not without: the first, or none.
 
         Raises:
             ValueError: the fault's original text does not occur once.
@@ -118,30 +118,28 @@ class Copy:
                 compile(faulty, fault.file, "exec")
             else:
                 self._compile(fault)
-            failed = self._first_failure(fault.tests)
+            failed = self._failures(fault.tests)
         finally:
             place.write_text(sound)
-        if failed is not None and self._first_failure([failed]) is not None:
-            raise RuntimeError(f"{failed} fails without {fault.title!r}, too")
+        if failed and self._failures(failed):
+            raise RuntimeError(f"{' '.join(failed)} fails without {fault.title!r}, too")
         return failed
 
-    def _first_failure(self, tests: Sequence[str]) -> str | None:
-        """Return the first of some tests to fail: its id, or all of them where pytest crashed."""
+    def _failures(self, tests: Sequence[str]) -> list[str]:
+        """Return the first of some tests to fail, none, or all where pytest hangs or crashes."""
         site = self.root / "build/site"
         shutil.rmtree(site, ignore_errors=True)
         self._run("setup.py", "-q", "build", "--build-lib", str(site)).check_returncode()
         try:
             done = self._run(*_PYTEST, *_OPTIONS, *(f"tests/{name}" for name in tests))
         except subprocess.TimeoutExpired:
-            return " ".join(tests)
-        if done.returncode == 0:
-            return None
-        if done.returncode < 0:  # by a signal: a fault may write where it must not
-            return " ".join(tests)
+            return list(tests)
+        if done.returncode <= 0:  # below it is a signal: a fault may write where it must not
+            return list(tests) if done.returncode else []
         failed = re.search(r"^(?:FAILED|ERROR) tests/(.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
         if failed is None:
             raise RuntimeError(f"pytest did not run {tests}:\n{done.stdout}{done.stderr}")
-        return failed[1]
+        return [failed[1]]
 
     def _compile(self, fault: Fault) -> None:
         done = self._run("-c", "import sys; sys.path.insert(0, 'tests'); import host_module as h; "
@@ -150,9 +148,10 @@ class Copy:
             raise RuntimeError(f"{fault.title!r} does not compile:\n{done.stderr[-2000:]}")
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = (str(self.root / "build/site"), os.environ.get("PYTHONPATH"))
         variables = {
             **os.environ,
-            "PYTHONPATH": str(self.root / "build/site"),
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONDONTWRITEBYTECODE": "1",  # its stamps can't tell versions of one second apart
             "FUSED_OPTIM_CUDA": "0",
         }
@@ -167,11 +166,11 @@ def report(faults: Sequence[Fault], copy: Copy) -> int:
     survivors = 0
     for fault in faults:
         start = time.monotonic()
-        test = copy.noticed(fault)
-        survivors += test is None
-        verdict = "SURVIVED" if test is None else "killed"
+        failed = copy.noticed(fault)
+        survivors += not failed
+        verdict, how = ("killed", "by") if failed else ("SURVIVED", "despite")
         print(f"{verdict:8} {time.monotonic() - start:5.0f} s  {fault.file}: {fault.title}")
-        print(f"{'':18}{'by' if test else 'despite'} {test or ' '.join(fault.tests)}", flush=True)
+        print(f"{'':18}{how} {' '.join(failed or fault.tests)}", flush=True)
     print(f"{len(faults) - survivors} of {len(faults)} faults killed")
     return survivors
 

@@ -1,4 +1,4 @@
-"""Records of a shard: its first element is another one than the tensor's, and random bits follow.
+"""Records of a shard: where it begins decides on random bits, and the whole on means.
 
 No optimizer makes such records yet, so they are written here, after the plan has packed its own.
 """
@@ -16,7 +16,8 @@ from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
 
 kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
 firsts = pytest.mark.parametrize("first", [0, 3, 8, 2**35 + 5, 2**35 + 8])
-FIRST_ELEMENT = RECORD_FIELDS.index("first_element")
+STAGES = ("adafactor_statistics", "adafactor_finalise_", "adafactor_update_sums")
+STAGES += ("adafactor_apply_",)
 SEED, STEP, NUMBER = 0x123456789ABCDEF0, 7, 5
 BFLOAT16 = torch.bfloat16
 
@@ -37,11 +38,13 @@ def bucket_of(op: str, backend: str, shape: tuple[int, ...], row) -> tuple[Bucke
     return Bucket(key, [entry], [row]), entry
 
 
-def run(backend: str, ops: tuple[str, ...], bucket: Bucket, first: int) -> None:
+def run(backend: str, ops: tuple[str, ...], bucket: Bucket, **fields: int) -> None:
+    """Run ops on records of which some fields are others."""
     launch = Launch(seed=SEED)
     plan = bucket.tables(launch).plan
-    for records in (plan.host, plan.records):
-        records[:, FIRST_ELEMENT] = first
+    for name, value in fields.items():
+        for records in (plan.host, plan.records):
+            records[:, RECORD_FIELDS.index(name)] = value
     for op in ops:
         getattr(dispatch.load(backend), op)(bucket, launch)
 
@@ -57,7 +60,7 @@ def test_adamw(backend: str, more: int, first: int) -> None:
     bucket, entry = bucket_of("adamw", backend, shape, row)
     entry.exp_avg_sq = torch.rand_like(entry.param)
     p, m, v = (t.float() for t in (entry.param, entry.exp_avg, entry.exp_avg_sq))
-    run(backend, ("adamw_",), bucket, first)
+    run(backend, ("adamw_",), bucket, first_element=first)
     assert torch.equal(entry.param, drawn(p * 0.875, 0, first))
     assert torch.equal(entry.exp_avg, drawn(m + 0.25 * (0.0 - m), 1, first))
     assert torch.equal(entry.exp_avg_sq, drawn(0.5 * v, 2, first))
@@ -77,8 +80,35 @@ def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
     if len(shape) > 1:
         entry.max_exp_avg_sq = torch.rand(shape[:-2] + shape[-1:], device=device)
     p, m = entry.param.float(), entry.exp_avg.float()
-    ops = ("adafactor_statistics", "adafactor_finalise_")
-    ops += ("adafactor_update_sums", "adafactor_apply_")
-    run(backend, ops, bucket, first)
+    run(backend, STAGES, bucket, first_element=first)
     assert torch.equal(entry.exp_avg, drawn(0.75 * m, 1, first))
     assert torch.equal(entry.param, drawn(p * 0.875 - 0.75 * m, 0, first))
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (9, 9), (5, 3, 2)], ids=str)
+@kernels
+def test_means_are_of_the_whole(backend: str, shape: tuple[int, ...]) -> None:
+    """The sums of the other shards are 0 here, but for their sizes as if they had been added."""
+    numel, rows, cols = 5 * torch.Size(shape).numel(), 2 * shape[-2], 3 * shape[-1]
+    key = BucketKey("adafactor", device_of(backend), torch.float32, "none", False, False)
+    param, grad = (torch.randn(shape, device=key.device) for _ in range(2))
+    entry = TensorEntry(param.clone(), grad, rms=torch.zeros((), device=key.device))
+    entry.exp_avg_sq = torch.zeros(shape[:-1], device=key.device)
+    entry.max_exp_avg_sq = torch.zeros(shape[:-2] + shape[-1:], device=key.device)
+    row = AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, rho=0.1, clip_threshold=0.25, flags=1)
+    sizes = {"global_numel": numel, "global_rows": rows, "global_cols": cols}
+    run(backend, STAGES, Bucket(key, [entry], [row]), **sizes)
+
+    p, g = param.double(), grad.double()
+    row_means, col_means = g.square().sum(-1) / cols, g.square().sum(-2) / rows
+    r = row_means / (row_means.sum(-1, keepdim=True) / rows)
+    u = g / (r.unsqueeze(-1) * col_means.unsqueeze(-2)).sqrt()
+    rms = (p.square().sum() / numel).sqrt()
+    size = (u.square().sum() / numel).sqrt()
+    assert size > row.clip_threshold
+    expected = p - 0.1 * rms * u * (row.clip_threshold / size)
+    for found, wanted in (
+        *((entry.exp_avg_sq, row_means), (entry.max_exp_avg_sq, col_means)),
+        *((entry.rms, rms), (entry.param, expected)),
+    ):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
