@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         dispatch.check_backend(options.backend or "auto", "adamw_", device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         found.error(str(error))
     limit = options.time_limit
     session = Session(

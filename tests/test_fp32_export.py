@@ -312,3 +312,25 @@ def test_errors_say_what_to_do_and_change_nothing() -> None:
         optimizer.load_fp32_state_dict(model, checkpoint)
     assert_identical(dict(model.state_dict()), dict(before[0]))
     assert_identical(snapshot(optimizer), before[1])
+
+
+@pytest.mark.parametrize("method", ["fp32_state_dict", "load_fp32_state_dict"])
+def test_what_is_no_module_is_refused_in_words(method: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = fused_optim.AdamW(model.parameters())
+    arguments = (model.state_dict(),) * (2 if method.startswith("load") else 1)
+    with pytest.raises(TypeError, match=f"{method} takes the model .*, not a OrderedDict"):
+        getattr(optimizer, method)(*arguments)
+
+
+def test_frozen_parameters_are_exported_whatever_mode_they_could_not_train_in() -> None:
+    model = torch.nn.ModuleList(
+        [torch.nn.Linear(2, 2).half().requires_grad_(False), torch.nn.Linear(2, 2).bfloat16()]
+    )
+    optimizer = fused_optim.AdamW(model.parameters(), low_precision="split")
+    weights = optimizer.fp32_state_dict(model)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert torch.equal(weights["0.weight"], model[0].weight.float())
+    optimizer.load_fp32_state_dict(model, {name: value + 1 for name, value in weights.items()})
+    assert torch.equal(model[0].weight.float(), (weights["0.weight"] + 1).half().float())
+    assert model[0].weight not in optimizer.state
