@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import ADAFACTOR, DTYPE_MODES, Case, TensorCase, tensor_cases
 from parity import Bench
+from stored import bits
 
 from fused_optim import dispatch
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
@@ -98,8 +99,8 @@ def test_a_visit_gives_the_bits_of_the_stages(
         state = [t for p in params for t in optimizer.state[p].values() if torch.is_tensor(t)]
         results.append([p.detach().clone() for p in params] + state)
     assert launches == [2 * 1, 2 * 3, 2 * 5]
-    for other in results[1:]:
-        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+    for other in results[1:]:  # remainders are bits, and some are those of NaN
+        assert all((bits(a) == bits(b)).all() for a, b in zip(results[0], other, strict=True))
 
 
 def test_large_and_small_tensors_share_five_launches(on_the_host: Any) -> None:
