@@ -70,6 +70,15 @@ def test_rows_are_rounded_once() -> None:
     assert values[1] == math.inf and values[13] == -math.inf and values[-2:] == (9, 5)
 
 
+@pytest.mark.parametrize(
+    ("value", "packed"),
+    [(3.4028235e38, 3.4028234663852886e38), (3.4028236e38, math.inf), (-3.45e38, -math.inf)],
+)
+def test_what_rounds_to_infinity_is_packed_so(value: float, packed: float) -> None:
+    words = plan_records.pack_rows([AdamWRow(step_size=value)])
+    assert struct.unpack_from("=11f", words)[7] == packed
+
+
 def test_chunks() -> None:
     key = key_of(torch.float32, "none")
     entries = [adamw_entry(key, (n,)) for n in (0, 1, 1024, 1025, 0)]
@@ -175,6 +184,28 @@ def test_adafactors_matrices_are_read_by_logical_index() -> None:
         rows = [ROW] if op == "adamw" else [AdafactorRow()]
         (record,) = fields(Bucket(key_of(torch.float32, "none", op=op), [entry], rows))
         assert (record["layout"] == 0) == walks
+
+
+# --- captures ------------------------------------------------------------------------------------
+
+
+def test_what_a_capture_reads_is_never_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replay copies it from where it was staged, so no later capture may be staged there."""
+    captured: list[torch.Tensor] = []
+    monkeypatch.setattr(plan_upload, "_reserve", [])
+    monkeypatch.setattr(plan_upload, "_captured", captured)
+    monkeypatch.setattr(plan_upload, "capturing", lambda: True)
+    plan_upload.reserve_for_capture(3 * plan_upload.STAGING_UNIT + 128)
+    hosts = [torch.arange(n) + 100 * n for n in (1, 16, 3)]  # 8, 128 and 24 bytes
+    for host in hosts:
+        target = torch.zeros_like(host)
+        plan_upload.upload_(target, host)
+        assert torch.equal(target, host)
+    for staged, host in zip(captured, hosts, strict=True):
+        assert torch.equal(staged.view(torch.int64), host)
+        assert staged.data_ptr() % plan_upload.STAGING_UNIT == captured[0].data_ptr() % 64
+    with pytest.raises(RuntimeError, match="no pinned memory"):
+        plan_upload.upload_(torch.zeros(100), torch.zeros(100))
 
 
 # --- streams -------------------------------------------------------------------------------------
