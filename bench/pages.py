@@ -1,16 +1,22 @@
-"""The parts of Markdown pages that are written by a command: ``<!-- NAME:begin -->`` to its end."""
+"""Markdown tables, and the parts of pages that a command writes: ``<!-- NAME:begin -->`` to end."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table; bars and line breaks within cells are escaped."""
+    head = list(head)
+    cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
 
 
 def replaced(page: str, name: str, text: str) -> str:
-    """Return ``page`` with ``text`` in the place called ``name``.
-
-    Raises:
-        ValueError: the page has no such place, or several.
-    """
+    """Return ``page`` with ``text`` in the place called ``name``, of which there must be one."""
     place = rf"(?<=<!-- {name}:begin -->\n).*?(?=<!-- {name}:end -->)"
     page, found = re.subn(place, lambda _: text, page, flags=re.DOTALL)
     if found != 1:

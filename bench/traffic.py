@@ -1,20 +1,14 @@
-"""Bytes and launches of the CUDA kernels, counted on the host: ``python -m bench.traffic``.
-
-Everything here reads the committed counts. The command alone runs the kernels (`bench.host_counts`
-needs a C++ compiler), rewrites the counts, and with them the tables of docs/traffic_model.md.
-"""
+"""The committed counts of bytes and launches, as ``python -m tools.traffic`` writes them."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COUNTS = Path(__file__).parent / "results" / "traffic.json"
-
 FORMAT = 1
 
 
@@ -47,15 +41,8 @@ class Kind:
     visited: bool = False
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One tensor as a pass sees it, in bytes per parameter.
-
-    Args:
-        loaded: by all loads, repeated ones included.
-        stored: by all stores.
-        touched: of the tensor, however often: what memory must deliver or take at least once.
-    """
+class Stream(NamedTuple):
+    """Bytes per parameter of one tensor in a pass; touched is what memory must move at least."""
 
     loaded: float
     stored: float
@@ -68,16 +55,12 @@ Passes = dict[str, dict[str, Stream]]
 
 @functools.cache
 def counts(path: Path = COUNTS) -> dict[str, Any]:
-    """Read a file of counts.
-
-    Raises:
-        ValueError: the file has another format.
-    """
+    """Read a file of counts; one of another format is a ValueError."""
     data = json.loads(Path(path).read_text())
     if data.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {data.get('format')!r}, and format {FORMAT} is needed: "
-            "count again with `python -m bench.traffic`"
+            "count again with `python -m tools.traffic`"
         )
     return data
 
@@ -96,11 +79,11 @@ def row(kind: Kind) -> dict[str, Any] | None:
 def passes(kind: Kind) -> Passes | None:
     """Return the bytes per parameter of each pass of a step, or None where it was not counted."""
     found = row(kind)
-    if found is None:
-        return None
-    numel = found["parameters"]
-    return {
-        name: {tensor: Stream(*(b / numel for b in each)) for tensor, each in streams.items()}
+    return found and {
+        name: {
+            tensor: Stream(*(b / found["parameters"] for b in each))
+            for tensor, each in streams.items()
+        }
         for name, streams in found["passes"].items()
     }
 
@@ -112,9 +95,7 @@ def moved(kind: Kind) -> float | None:
     So is the norm that gradients are clipped to, see `clip_bytes`.
     """
     found = passes(kind)
-    if found is None:
-        return None
-    return sum(s.loaded + s.stored for streams in found.values() for s in streams.values())
+    return found and sum(s.loaded + s.stored for each in found.values() for s in each.values())
 
 
 def clip_bytes(kind: Kind) -> float:
@@ -132,26 +113,18 @@ def kind_of(
     state_dtype: Any = "float32",
     **flags: bool,
 ) -> Kind:
-    """Return the kind that these arguments name.
+    """Return the kind that these arguments name; dtypes are torch's or their names.
 
-    Args:
-        op: ``adamw`` or ``adafactor``.
-        dtype: of the parameters, a torch.dtype or its name.
-        grad_dtype: of the gradients; None for the parameters'.
-        mode: as in the kernel contract; None for ``none`` or, of 16-bit parameters, the default.
-        state_dtype: of the moments; ignored where there are none.
-        **flags: `Kind`'s.
+    Gradients have the parameters' dtype and 16-bit parameters the default mode, where not given;
+    the moments' dtype is ignored where there are none.
     """
-    names = [
-        None if each is None else str(each).removeprefix("torch.")
-        for each in (dtype, grad_dtype, state_dtype)
-    ]
+    dtypes = (dtype, grad_dtype or dtype, state_dtype)
+    name, grad, state = (each and str(each).removeprefix("torch.") for each in dtypes)
     if mode is None:
-        mode = {"bfloat16": "split", "float16": "master"}.get(names[0], "none")
-    kind = Kind(op, names[0], names[1] or names[0], mode, names[2], **flags)
-    if op == "adafactor" and not kind.beta1:
-        kind = replace(kind, state_dtype=None)
-    return kind
+        mode = {"bfloat16": "split", "float16": "master"}.get(name, "none")
+    kind = Kind(op, name, grad, mode, state, **flags)
+    stateless = op == "adafactor" and not kind.beta1
+    return replace(kind, state_dtype=None) if stateless else kind
 
 
 def launches(op: str, *, clip: bool = False) -> int:
@@ -165,35 +138,16 @@ def launches(op: str, *, clip: bool = False) -> int:
     return found.pop() + (counts()["clip"]["launches"] if clip and op == "adamw" else 0)
 
 
-def write(path: Path = COUNTS) -> None:
-    """Run the kernels on the host and write what they move, one row a line."""
-    from bench import host_counts
-
-    data = host_counts.measure()
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write counts, one row a line, and forget what was read before."""
     lines = [json.dumps(row) for row in data.pop("rows")]
     head = json.dumps({"format": FORMAT, **data}, indent=1).removesuffix("\n}")
     path.write_text(head + ',\n "rows": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+    for cached in (counts, _rows, passes):
+        cached.cache_clear()
 
 
 def row_of(kind: Kind, counted: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the file: what differs from `Kind`'s defaults, and the counts."""
     plain = asdict(Kind(kind.op))
     return {"kind": {k: v for k, v in asdict(kind).items() if k == "op" or v != plain[k]}} | counted
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Count, and bring the documentation up to the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.traffic")
-    parser.add_argument("--json", type=Path, help="write here, and leave the documentation")
-    options = parser.parse_args(arguments)
-    write(options.json or COUNTS)
-    if options.json is None:
-        from bench import model
-
-        for cached in (counts, _rows, passes):
-            cached.cache_clear()
-        model.write_docs()
-
-
-if __name__ == "__main__":
-    main()

@@ -67,11 +67,17 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None:
-    for module, words in re.findall(r"python -m bench(\.\w+)?([^`\n#]*)", page.read_text()):
-        source = ROOT / "bench" / (f"{module[1:]}.py" if module else "cli.py")
-        assert source.exists(), module
+    for module, words in re.findall(
+        r"python -m ((?:bench|tools)[\w.]*)([^`\n#]*)", page.read_text()
+    ):
+        place = ROOT.joinpath(*module.split("."))
+        sources = [place.with_suffix(".py")]
+        if place.is_dir():
+            sources = [place / name for name in ("__main__.py", "cli.py")]
+        text = "".join(source.read_text() for source in sources if source.exists())
+        assert text, module
         for option in re.findall(r"--[a-z-]+", words):
-            assert f'"{option}"' in source.read_text(), (module, option)
+            assert f'"{option}"' in text, (module, option)
 
 
 @pytest.mark.parametrize(

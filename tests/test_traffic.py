@@ -9,9 +9,10 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
-from bench import gpus, model, model_tables, traffic
+from bench import traffic
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
+from tools.traffic import gpus, model, predict, tables
 
 H200 = gpus.GPUS["H200"]
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -86,38 +87,40 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_adamw_takes_as_long_as_its_bytes() -> None:
-    made = model.predict(model.own_setups()["AdamW", "fp32"], SHAPES["one-16M"], H200)
+    made = predict.predict(predict.own_setups()["AdamW", "fp32"], SHAPES["one-16M"], H200)
     bytes_moved = 28 * 4096 * 4096
     expected = bytes_moved / (H200.copy_gb_per_s * 1e6) + gpus.LAUNCH_US / 1e3
     assert made.ms == pytest.approx(expected)
     assert made.dram_bytes == made.counted_bytes == 28
-    clipped = model.predict(model.own_setups()["AdamW clipped", "fp32"], SHAPES["one-16M"], H200)
+    clipped = predict.predict(
+        predict.own_setups()["AdamW clipped", "fp32"], SHAPES["one-16M"], H200
+    )
     assert clipped.counted_bytes == 32
     assert clipped.launches == 3
 
 
 def test_l2_saves_adafactor_bytes() -> None:
     """8 MiB of gradients fit an H200's L2 with their parameters, 512 MiB don't."""
-    setup = model.own_setups()["Adafactor T5 stochastic", "bf16"]
-    small, large = (model.predict(setup, [(n, n)], H200) for n in (2048, 16384))
+    setup = predict.own_setups()["Adafactor T5 stochastic", "bf16"]
+    small, large = (predict.predict(setup, [(n, n)], H200) for n in (2048, 16384))
     assert (small.counted_bytes, large.counted_bytes) == (10, 10)
     assert small.dram_bytes == 6
     assert 9 < large.dram_bytes <= 10
 
 
 def test_every_setup_was_counted() -> None:
-    for setup in model.own_setups().values():
-        made = model.predict(setup, [(256, 256), (300, 500), (100,), (200_000,)], H200)
+    for setup in predict.own_setups().values():
+        made = predict.predict(setup, [(256, 256), (300, 500), (100,), (200_000,)], H200)
         assert 0 < made.dram_bytes <= made.counted_bytes
 
 
 def test_setups_are_those_that_are_measured() -> None:
     """A row of a result file finds its prediction whatever of ours it measured."""
     own = [each for each in SETUPS.values() if each.source == OURS]
-    assert model.own_setups().keys() == {
+    assert predict.own_setups().keys() == {
         (each.name, dtype) for each in own for dtype in each.dtypes
     }
-    assert set(model.SHOWN) <= model.own_setups().keys()
+    assert set(predict.SHOWN) <= predict.own_setups().keys()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_setups_are_those_that_are_measured() -> None:
     ],
 )
 def test_options_count_in_predictions(name: str, dtype: str, expected: int) -> None:
-    made = model.predict(model.own_setups()[name, dtype], [(4096, 4096)], H200)
+    made = predict.predict(predict.own_setups()[name, dtype], [(4096, 4096)], H200)
     assert made.counted_bytes == expected
 
 
@@ -152,7 +155,7 @@ def result_file(path: Path, rows: list, copy: dict | None = None) -> Path:
 
 def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
     copy = {"gb_per_s": 2000.0}
-    (found,) = model.compare(result_file(tmp_path / "r.json", [ROW], copy))
+    (found,) = predict.compare(result_file(tmp_path / "r.json", [ROW], copy))
     expected = 26 * 4096 * 4096 / 2e9 + gpus.LAUNCH_US / 1e3
     assert found.predicted_ms == pytest.approx(expected)
     assert found.ratio == pytest.approx(0.2 / expected)
@@ -160,16 +163,16 @@ def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
 
 def test_the_machines_own_cache_counts(tmp_path: Path) -> None:
     row = ROW | {"optimizer": "Adafactor T5 stochastic", "shapes": "gpt2-124M"}
-    (large,) = model.compare(result_file(tmp_path / "r.json", [row]))
-    setup = model.own_setups()["Adafactor T5 stochastic", "bf16"]
-    assert large.predicted_ms < model.predict(setup, SHAPES["gpt2-124M"], H200).ms
+    (large,) = predict.compare(result_file(tmp_path / "r.json", [row]))
+    setup = predict.own_setups()["Adafactor T5 stochastic", "bf16"]
+    assert large.predicted_ms < predict.predict(setup, SHAPES["gpt2-124M"], H200).ms
 
 
 def test_what_can_not_be_predicted_says_why(tmp_path: Path, capsys) -> None:
     rows = [ROW | {"optimizer": "AdamW sideways"}, ROW | {"shapes": "none"}]
     rows += [ROW | {"backend": "eager"}, ROW | {"source": "torch", "backend": None}]
     path = result_file(tmp_path / "r.json", rows)
-    assert [each.why for each in model.compare(path)] == ["no such setup", "no such shapes"]
+    assert [each.why for each in predict.compare(path)] == ["no such setup", "no such shapes"]
     model.main(["--compare", str(path)])
     assert "no such setup" in capsys.readouterr().out
 
@@ -186,7 +189,7 @@ def test_predictions_are_labelled(tmp_path: Path, capsys) -> None:
     data = json.loads(path.read_text())
     assert data["predicted"] is True
     assert data["inputs"]["l2_share"] == gpus.L2_SHARE
-    assert len(data["rows"]) == len(model.SHOWN)
+    assert len(data["rows"]) == len(predict.SHOWN)
 
 
 def test_setups_are_chosen_by_name(tmp_path: Path, capsys) -> None:
@@ -201,12 +204,12 @@ def test_setups_are_chosen_by_name(tmp_path: Path, capsys) -> None:
 
 
 def test_setups_that_move_the_same_share_a_row() -> None:
-    page = model_tables.PAGE.read_text()
-    lists = len(model_tables.DOCUMENTED)
+    page = tables.PAGE.read_text()
+    lists = len(tables.DOCUMENTED)
     assert page.count("| AdamW, AdamWeightDecay | bf16 | 26.00 | 1 |") == lists
     assert "**t5-base**: 257 tensors, 222,903,552 parameters" in page
 
 
 def test_the_page_shows_the_committed_counts() -> None:
-    page = model_tables.PAGE.read_text()
-    assert model_tables.with_tables(page) == page
+    page = tables.PAGE.read_text()
+    assert tables.with_tables(page) == page

@@ -9,8 +9,10 @@ import host_module  # noqa: F401  skips where there is no compiler
 import numpy as np
 import pytest
 
-from bench import dram, host_counts, l2, traffic, walks
+from bench import traffic
 from bench.traffic import Kind
+from tools.traffic import dram, host_counts, l2, walks
+from tools.traffic.__main__ import main
 
 KIND = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
 STEP = 2048  # elements that a block touches at once: 8 warps of 256
@@ -22,7 +24,7 @@ KINDS = [
     Kind("adafactor", "float32", "float32", "none", None, factored=False),
     Kind("adafactor", "bfloat16", "bfloat16", "kahan", None, visited=True),
 ]
-AGAIN = "the kernels changed: run `python -m bench.traffic`"
+AGAIN = "the kernels changed: run `python -m tools.traffic`"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.op}-{k.dtype}-{k.mode}")
@@ -50,7 +52,7 @@ def test_clipping_tiles_and_visits_are_the_committed_ones(monkeypatch) -> None:
 def test_what_is_written_is_what_is_read(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(host_counts, "kinds", lambda: KINDS[-2:])
     monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
-    traffic.main(["--json", str(tmp_path / "traffic.json")])
+    main(["--json", str(tmp_path / "traffic.json")])
     written = traffic.counts(tmp_path / "traffic.json")
     assert written["rows"] == [traffic.row(kind) for kind in KINDS[-2:]]
     assert written.keys() == traffic.counts().keys()
@@ -83,7 +85,7 @@ def test_lines_of_the_kernels_miss_as_the_models_granules(share: float) -> None:
     bucket = host_counts.bucket_of(KIND, [shape])
     entry = bucket.entries[0]
     capacity = share * entry.grad.nbytes
-    expected = dram.adafactor(KIND, [shape], blocks, capacity, granule=STEP)
+    expected = dram.adafactor(KIND, [shape], (blocks, capacity), granule=STEP)
     cache = l2.Lru(capacity)
     for trace in host_counts.traces(bucket, blocks):
         accesses = np.concatenate([trace.of(entry.grad), trace.of(entry.param)])

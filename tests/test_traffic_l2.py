@@ -6,8 +6,9 @@ import bench_package  # noqa: F401
 import numpy as np
 import pytest
 
-from bench import dram, l2, traffic
-from bench.l2 import Grid, Lru, Walk, order
+from bench import traffic
+from tools.traffic import dram, l2
+from tools.traffic.l2 import Grid, Lru, Walk, order
 
 KIND = traffic.kind_of("adafactor", "bfloat16", mode="stochastic")
 MIB = 1 << 20
@@ -19,7 +20,7 @@ def moved(
     walks: dict[str, Walk], capacity: float, blocks: int = 16, streamed: tuple[str, ...] = ()
 ) -> dict[str, float]:
     """Bytes per parameter and pass."""
-    found = dram.adafactor(KIND, [SHAPE], blocks, capacity, walks, streamed, granule=2048)
+    found = dram.adafactor(KIND, [SHAPE], (blocks, capacity), walks, streamed, granule=2048)
     return {name: value / (SHAPE[0] * SHAPE[1]) for name, value in found.items()}
 
 
@@ -99,15 +100,15 @@ def test_tiles_must_be_walked_backwards_inside_too() -> None:
 
 def test_vectors_are_read_with_their_full_second_moment() -> None:
     """Finalise, and from then on 4 bytes more; 16,384 elements in all, so no cache hides any."""
-    found = dram.adafactor(KIND, [(1 << 20,)], 4, capacity=1.0, walks={})
+    found = dram.adafactor(KIND, [(1 << 20,)], (4, 1.0), walks={})
     per = {name: value / (1 << 20) for name, value in found.items()}
     assert per == {"statistics": 2.0, "finalise": 10.0, "update_sums": 6.0, "apply": 10.0}
 
 
 def test_a_bucket_is_walked_as_a_whole() -> None:
     """Two matrices that each fit don't where both are of one launch."""
-    one = dram.adafactor(KIND, [(2048, 2048)], 4, 12 * MIB, {})
-    two = dram.adafactor(KIND, [(2048, 2048)] * 2, 4, 12 * MIB, {})
+    one = dram.adafactor(KIND, [(2048, 2048)], (4, 12 * MIB), {})
+    two = dram.adafactor(KIND, [(2048, 2048)] * 2, (4, 12 * MIB), {})
     assert one["update_sums"] == 0
     assert two["update_sums"] == 2 * 2 * 2048 * 2048
 
@@ -117,7 +118,7 @@ def test_large_buckets_are_cut_more_coarsely() -> None:
     assert dram.granule_of([(4096, 4096)]) == dram.GRANULE
     assert dram.granule_of([(1 << 16, 1 << 17)]) == 4 * dram.GRANULE
     fine, coarse = (
-        dram.adafactor(KIND, [SHAPE], 132, 40 * MIB, BACK_AND_FORTH, granule=n)
+        dram.adafactor(KIND, [SHAPE], (132, 40 * MIB), BACK_AND_FORTH, granule=n)
         for n in (2048, 4 * dram.GRANULE)
     )
     assert sum(coarse.values()) == pytest.approx(sum(fine.values()), rel=0.01)

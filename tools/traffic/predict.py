@@ -1,13 +1,11 @@
-"""Predicted times of a step, per GPU: ``python -m bench.model``. Nothing printed here is measured.
+"""Predicted times of a step, per GPU. Nothing that is returned here was measured.
 
 Time is bytes of memory over the bandwidth of a copy, plus launches times what a launch adds. The
-bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`bench.dram`).
+bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`dram`).
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -16,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from bench import costs, dram, gpus, model_tables, setups, traffic
-from bench.gpus import GPUS, Gpu
-from bench.l2 import Walk
+from bench import costs, setups, traffic
 from bench.shapes import SHAPES, Shapes, numel
 from bench.traffic import Kind
+from tools.traffic import dram, gpus
+from tools.traffic.gpus import GPUS, Gpu
+from tools.traffic.l2 import Walk
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,9 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted step.
+    """A predicted step; bytes are per parameter.
 
-    Attributes:
-        counted_bytes: per parameter, loaded and stored by the kernels.
-        dram_bytes: per parameter, from and to memory.
-        passes: the latter by pass.
+    Counted are those that kernels load and store, and of memory is what L2 leaves of them, by pass.
     """
 
     setup: str
@@ -103,7 +99,7 @@ def predict(
     name: str = "",
     walks: Mapping[str, Walk] | None = None,
 ) -> Prediction:
-    """Predict a step on tensors of one dtype; ``walks`` as in `bench.dram.adafactor`."""
+    """Predict a step on tensors of one dtype; ``walks`` as in `dram.adafactor`."""
     total = numel(shapes)
     if setup.kind.op == "adamw":
         counted = float(traffic.moved(setup.kind) * total)
@@ -111,23 +107,31 @@ def predict(
     else:
         kinds = [(dram.kind_of_tensor(setup.kind, s), numel([s])) for s in shapes]
         counted = sum(traffic.moved(kind) * elements for kind, elements in kinds)
-        blocks = gpu.processors * gpus.BLOCKS_PER_SM
-        capacity = gpu.l2_bytes * gpus.L2_SHARE
-        passes = dram.adafactor(setup.kind, shapes, blocks, capacity, walks)
+        passes = dram.adafactor(setup.kind, shapes, gpu.grid, walks)
     if setup.clips and (norm := traffic.clip_bytes(setup.kind)):
         passes = {"norm": norm * total, **passes}
         counted += norm * total
-    bytes_moved = sum(passes.values())
-    number = launches(setup, shapes)
-    ms = bytes_moved / gpu.copy_gb_per_s / 1e6 + number * gpus.LAUNCH_US / 1e3
+    moved, number = sum(passes.values()), launches(setup, shapes)
     return Prediction(
         *(setup.name, setup.dtype, name, gpu.name, total),
         counted_bytes=counted / total,
-        dram_bytes=bytes_moved / total,
+        dram_bytes=moved / total,
         passes={key: value / total for key, value in passes.items()},
         launches=number,
-        ms=ms,
+        ms=moved / gpu.copy_gb_per_s / 1e6 + number * gpus.LAUNCH_US / 1e3,
     )
+
+
+def predictions(
+    chosen: Sequence[str], names: Sequence[str], shown: Sequence[Setup]
+) -> list[Prediction]:
+    """Return setups on lists of shapes and GPUs, by the names of both."""
+    return [
+        predict(setup, SHAPES[shapes], GPUS[gpu], shapes)
+        for shapes in names
+        for setup in shown
+        for gpu in chosen
+    ]
 
 
 @dataclass(frozen=True)
@@ -156,66 +160,15 @@ def compare(path: Path) -> list[Comparison]:
     gpu = gpus.measured(data["machine"], data["copy"])
     found = []
     for row in data["rows"]:
-        if row["source"] != "fused_optim" or row["backend"] == "eager":
+        if row["source"] != setups.OURS or row["backend"] == "eager":
             continue
         key = (row["optimizer"], row["dtype"], row["shapes"])
-        setup, shapes = own_setups().get(key[:2]), SHAPES.get(row["shapes"])
-        why = [
-            f"no {what}"
-            for what, there in (("such GPU", gpu), ("such setup", setup), ("such shapes", shapes))
-            if there is None
-        ]
-        ms = None if why else predict(setup, shapes, gpu).ms
-        found.append(Comparison(*key, row["ms"], ms, ", ".join(why)))
+        inputs = {
+            "such GPU": gpu,
+            "such setup": own_setups().get(key[:2]),
+            "such shapes": SHAPES.get(row["shapes"]),
+        }
+        why = ", ".join(f"no {what}" for what, there in inputs.items() if there is None)
+        ms = None if why else predict(inputs["such setup"], inputs["such shapes"], gpu).ms
+        found.append(Comparison(*key, row["ms"], ms, why))
     return found
-
-
-def predictions(
-    chosen: Sequence[str], names: Sequence[str], shown: Sequence[Setup]
-) -> list[Prediction]:
-    """Return setups on lists of shapes and GPUs, by the names of both."""
-    return [
-        predict(setup, SHAPES[shapes], GPUS[gpu], shapes)
-        for shapes in names
-        for setup in shown
-        for gpu in chosen
-    ]
-
-
-def write_docs() -> None:
-    """Bring the tables of docs/traffic_model.md up to the committed counts."""
-    model_tables.PAGE.write_text(model_tables.with_tables(model_tables.PAGE.read_text()))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print predictions, or how measurements compare with them."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model")
-    parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS), metavar="GPU")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="LIST")
-    parser.add_argument("--only", metavar="TEXTS", help="setups whose names contain one of these")
-    parser.add_argument("--json", type=Path, help="write the predictions and their inputs here")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="written by `python -m bench`")
-    parser.add_argument("--docs", action="store_true", help="rewrite docs/traffic_model.md")
-    options = parser.parse_args(arguments)
-    if options.docs:
-        write_docs()
-    elif options.compare:
-        model_tables.print_comparison(compare(options.compare))
-    else:
-        shown = [
-            setup
-            for key, setup in own_setups().items()
-            if (setups.named(setup.name, options.only) if options.only else key in SHOWN)
-        ]
-        if not shown:
-            parser.error(f"--only {options.only}: no setup of this package has that in its name")
-        found = predictions(options.gpus, options.shapes, shown)
-        model_tables.print_predictions(found)
-        if options.json:
-            rows = [dataclasses.asdict(each) for each in found]
-            text = json.dumps({"predicted": True, "inputs": model_tables.inputs(), "rows": rows})
-            options.json.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()

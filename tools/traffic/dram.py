@@ -8,24 +8,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench import l2, traffic
-from bench.l2 import Walk
+from bench import traffic
 from bench.traffic import Kind
+from tools.traffic import l2
+from tools.traffic.l2 import Walk
 
 GRANULE = 8192
 """Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
 
 MOST_GRANULES = 1 << 18
-
 FORWARDS: dict[str, Walk] = {}
 """Walks of passes by name; those not named go forwards."""
 
 TILES_BACK = {"update_sums": Walk("backwards", "forwards")}
-"""The second pass takes the tiles backwards, and walks each forwards."""
-
 BACK_AND_FORTH = {"update_sums": Walk("backwards", "backwards")}
-"""The second pass goes backwards throughout, so that it begins with what was used last."""
-
 ELEMENTWISE = ("grad", "param", "extra", "exp_avg", "exp_avg_sq")
 
 
@@ -36,19 +32,12 @@ def counted_walks() -> dict[str, Walk]:
 
 @dataclass
 class Layout:
-    """A bucket as items of granules.
-
-    Attributes:
-        kinds: of the tensors, each kind once.
-        item_kind: ``[items]``, index into ``kinds``.
-        item_granules: ``[items]``.
-        elements: ``[granules]``.
-    """
+    """A bucket cut into items of granules: each kind of tensor once, then arrays."""
 
     kinds: list[Kind]
-    item_kind: np.ndarray
-    item_granules: np.ndarray
-    elements: np.ndarray
+    item_kind: np.ndarray  # [items], index into kinds
+    item_granules: np.ndarray  # [items]
+    elements: np.ndarray  # [granules]
 
 
 def tile_elements(numel: int) -> int:
@@ -63,7 +52,7 @@ def kind_of_tensor(kind: Kind, shape: Sequence[int]) -> Kind:
 
 
 def granule_of(shapes: Sequence[Sequence[int]]) -> int:
-    """Return the elements of a granule: few enough of them that a bucket takes a second or less."""
+    """Return the elements of a granule: so many that a bucket takes a second or less."""
     granule = GRANULE
     while sum(map(math.prod, shapes)) > granule * MOST_GRANULES:
         granule *= 2
@@ -73,9 +62,7 @@ def granule_of(shapes: Sequence[Sequence[int]]) -> int:
 def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int) -> Layout:
     """Return how the tensors of a bucket are cut up."""
     kinds: list[Kind] = []
-    item_kind: list[np.ndarray] = []
-    items: list[np.ndarray] = []
-    elements: list[np.ndarray] = []
+    parts = []
     for shape in shapes:
         numel = math.prod(shape)
         if numel == 0:
@@ -88,19 +75,15 @@ def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int) -> Layout:
         tiles[-1] = numel - tile * (len(tiles) - 1)
         granules = -(-tiles // granule)
         sizes = np.full(int(granules.sum()), granule)
-        ends = np.cumsum(granules) - 1
-        sizes[ends] = tiles - granule * (granules - 1)
-        item_kind.append(np.full(len(tiles), kinds.index(own)))
-        items.append(granules)
-        elements.append(sizes)
-    return Layout(kinds, *(np.concatenate(each) for each in (item_kind, items, elements)))
+        sizes[np.cumsum(granules) - 1] = tiles - granule * (granules - 1)
+        parts.append((np.full(len(tiles), kinds.index(own)), granules, sizes))
+    return Layout(kinds, *map(np.concatenate, zip(*parts, strict=True)))
 
 
 def adafactor(
     kind: Kind,
     shapes: Sequence[Sequence[int]],
-    blocks: int,
-    capacity: float,
+    grid: tuple[int, float],
     walks: Mapping[str, Walk] | None = None,
     streamed: Collection[str] = (),
     granule: int | None = None,
@@ -114,8 +97,7 @@ def adafactor(
     Args:
         kind: of the step.
         shapes: of the bucket's parameters, in order.
-        blocks: that run at once.
-        capacity: of the cache, in bytes.
+        grid: blocks that run at once, and the bytes of the cache.
         walks: of the passes; None for those of the kernels.
         streamed: tensors that are loaded and stored past the cache, as if evicted first.
         granule: see `GRANULE`; None for what a bucket of this size takes.
@@ -123,25 +105,20 @@ def adafactor(
     walks = counted_walks() if walks is None else walks
     cut = layout(kind, shapes, granule or granule_of(shapes))
     counted = [_counted(each) for each in cut.kinds]
-    names = list(dict.fromkeys(name for passes in counted for name in passes))
-    names.sort(key=traffic.counts()["passes"].index)
-    cache = l2.Lru(capacity)
-    return {
-        name: _pass(
-            cut,
-            [passes.get(name, {}) for passes in counted],
-            l2.Grid(blocks, walks.get(name, Walk())),
-            cache,
-            streamed,
-        )
-        for name in names
-    }
+    names = {name for passes in counted for name in passes}
+    blocks, capacity = grid
+    cache, moved = l2.Lru(capacity), {}
+    for name in sorted(names, key=traffic.counts()["passes"].index):
+        streams = [passes.get(name, {}) for passes in counted]
+        walked = l2.Grid(blocks, walks.get(name, Walk()))
+        moved[name] = _pass(cut, streams, walked, cache, streamed)
+    return moved
 
 
 def _counted(kind: Kind) -> traffic.Passes:
     found = traffic.passes(kind)
     if found is None:
-        raise ValueError(f"{kind} was not counted; add it to bench/host_counts.py and count again")
+        raise ValueError(f"{kind} was not counted; add it to host_counts.kinds() and count again")
     return found
 
 
@@ -156,20 +133,15 @@ def _pass(
     counts = cut.item_granules[items]
     offsets = np.cumsum(cut.item_granules) - cut.item_granules
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    granules = np.repeat(offsets[items], counts) + within
-    granules = granules[l2.order(counts, grid)]
+    granules = (np.repeat(offsets[items], counts) + within)[l2.order(counts, grid)]
     kinds = np.repeat(cut.item_kind, cut.item_granules)[granules]
-    elements = cut.elements[granules]
-
-    def per_element(tensor: str, field: str) -> np.ndarray:
-        values = [getattr(s[tensor], field) if tensor in s else 0.0 for s in streams]
-        return np.array(values)[kinds] * elements
-
-    touched = np.stack([per_element(each, "touched") for each in ELEMENTWISE], 1).ravel()
-    loads = np.stack([per_element(each, "loaded") for each in ELEMENTWISE], 1).ravel() > 0
-    stored = sum(per_element(each, "stored").sum() for each in ELEMENTWISE)
+    nothing = traffic.Stream(0.0, 0.0, 0.0)
+    # [kinds, tensors, (loaded, stored, touched)] per element, then [granules, tensors, 3] in all.
+    each = np.array([[s.get(tensor, nothing) for tensor in ELEMENTWISE] for s in streams])
+    moved = each[kinds] * cut.elements[granules][:, None, None]
+    loads, touched = moved[..., 0].ravel() > 0, moved[..., 2].ravel()
     ids = (granules[:, None] * len(ELEMENTWISE) + np.arange(len(ELEMENTWISE))).ravel()
-    kept = np.tile([each not in streamed for each in ELEMENTWISE], len(granules)) & (touched > 0)
+    cached = np.tile([name not in streamed for name in ELEMENTWISE], len(granules)) & (touched > 0)
     missed = touched > 0
-    missed[kept] = cache.replay(ids[kept], touched[kept])
-    return float(touched[missed & loads].sum() + stored)
+    missed[cached] = cache.replay(ids[cached], touched[cached])
+    return float(touched[missed & loads].sum() + moved[..., 1].sum())

@@ -11,12 +11,12 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench import ROOT
 from bench.traffic import Kind, row_of
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.precision import extra_state
@@ -39,15 +39,6 @@ MODES = {
     "float32": ("none",),
     "bfloat16": ("nearest", "stochastic", "kahan", "split", "master"),
     "float16": ("nearest", "stochastic", "kahan", "master"),
-}
-OPS = {
-    "adamw": ("adamw_",),
-    "adafactor": (
-        "adafactor_statistics",
-        "adafactor_finalise_",
-        "adafactor_update_sums",
-        "adafactor_apply_",
-    ),
 }
 PASSES = {
     ("adamw_", 0): "step",
@@ -79,9 +70,8 @@ class Trace:
 
 def backend() -> Any:
     """Return fused_optim.cuda over the host module, which is compiled where that wasn't done."""
-    tests = str(Path(__file__).resolve().parent.parent / "tests")
-    if tests not in sys.path:
-        sys.path.append(tests)
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))
     import host_module
 
     return host_module.backend()
@@ -92,11 +82,11 @@ def bucket_of(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Bucket:
     dtype = getattr(torch, kind.dtype)
     key = BucketKey(kind.op, torch.device("cpu"), dtype, kind.mode, kind.amsgrad, False)
     if kind.op == "adamw":
-        rows: list[Any] = [AdamWRow()]
+        row: Any = AdamWRow()
     else:
         flags = SCALE_PARAMETER if kind.scale_parameter else 0
-        rows = [AdafactorRow(b2=0.9, omb2=0.1, b1=0.9 * kind.beta1, flags=flags)]
-    return Bucket(key, [_entry(kind, shape) for shape in shapes], rows)
+        row = AdafactorRow(b2=0.9, omb2=0.1, b1=0.9 * kind.beta1, flags=flags)
+    return Bucket(key, [_entry(kind, shape) for shape in shapes], [row])
 
 
 def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
@@ -124,7 +114,7 @@ def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
     cuda._C.set_resident_blocks(resident)
     found = []
     try:
-        for op in OPS[bucket.key.op]:
+        for op in dict.fromkeys(op for op, _ in PASSES if op.startswith(bucket.key.op)):
             cuda._C.take_counters()
             cuda._C.take_trace(True)
             getattr(cuda, op)(bucket, Launch(sums_wanted=False))  # no clipping by norm
@@ -220,7 +210,7 @@ def visit_limit() -> int:
 def measure() -> dict[str, Any]:
     """Return everything that the file of counts holds."""
     torch.manual_seed(0)
-    from bench import walks
+    from tools.traffic import walks
 
     limit = visit_limit()
     if limit >= math.prod(LARGE):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import host_counts
 from bench.traffic import Kind
+from tools.traffic import host_counts
 
 KIND = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
 SHAPES = ((1024, 1024), (4096, 1024))

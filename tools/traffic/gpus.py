@@ -29,16 +29,7 @@ BLOCKS_PER_SM = 2
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device as the model sees it.
-
-    Args:
-        name: as in tables.
-        datasheet_gb_per_s: memory bandwidth.
-        copy_gb_per_s: what a copy reaches, read plus written.
-        copy_source: where that figure is from.
-        processors: SMs.
-        l2_bytes: of all of L2.
-    """
+    """A device as the model sees it; a copy's GB/s are read plus written."""
 
     name: str
     datasheet_gb_per_s: float
@@ -46,6 +37,11 @@ class Gpu:
     copy_source: str
     processors: int
     l2_bytes: int
+
+    @property
+    def grid(self) -> tuple[int, float]:
+        """Blocks that run at once, and the bytes of L2 that passes find again."""
+        return self.processors * BLOCKS_PER_SM, self.l2_bytes * L2_SHARE
 
 
 def _gpu(name: str, gb_per_s: float, processors: int, l2_mb: int) -> Gpu:
@@ -70,15 +66,11 @@ GPUS = {
 def measured(machine: dict[str, Any], copy: dict[str, Any] | None) -> Gpu | None:
     """Return the GPU of a result file, its own figures in place of the table's; None if unknown."""
     name = str(machine.get("gpu") or "")
-    known = next((gpu for key, gpu in GPUS.items() if key.split()[0] in name), None)
-    if known is None:
+    gpu = next((gpu for key, gpu in GPUS.items() if key.split()[0] in name), None)
+    if gpu is None:
         return None
-    gpu = replace(
-        known,
-        processors=machine.get("multiprocessors") or known.processors,
-        l2_bytes=machine.get("l2_bytes") or known.l2_bytes,
-    )
     if copy:
         source = "copy bandwidth of the result file"
         gpu = replace(gpu, copy_gb_per_s=copy["gb_per_s"], copy_source=source)
-    return gpu
+    processors, l2_bytes = machine.get("multiprocessors"), machine.get("l2_bytes")
+    return replace(gpu, processors=processors or gpu.processors, l2_bytes=l2_bytes or gpu.l2_bytes)

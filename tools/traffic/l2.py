@@ -37,11 +37,8 @@ class Grid:
 def order(sizes: np.ndarray, grid: Grid) -> np.ndarray:
     """Return all granules, numbered through all items, in the order in which a grid touches them.
 
-    Block b takes items b, b + blocks, b + 2 blocks, ... of the walk's order.
-
-    Args:
-        sizes: ``[items]``, granules of each item.
-        grid: that walks them.
+    Block b takes items b, b + blocks, b + 2 blocks, ... of the walk's order; ``sizes``, [items],
+    are the granules of each item.
     """
     blocks, walk = grid.blocks, grid.walk
     items = np.arange(len(sizes))
@@ -96,11 +93,11 @@ class Lru:
         tail = int(np.searchsorted(used, total - self.capacity, side="left"))
         if head >= tail:
             head = tail = len(granules)
-        pairs = list(zip(granules[:head].tolist(), sizes[:head].tolist(), strict=True))
-        missed[:head] = [not self.touch(*pair) for pair in pairs]
+        pairs = list(zip(granules.tolist(), sizes.tolist(), strict=True))
+        missed[:head] = [not self.touch(*pair) for pair in pairs[:head]]
         if tail < len(granules):
             self._kept.clear()
             self._bytes = 0.0
-            for pair in zip(granules[tail:].tolist(), sizes[tail:].tolist(), strict=True):
+            for pair in pairs[tail:]:
                 self.touch(*pair)
         return missed
