@@ -1,4 +1,4 @@
-"""A NaN or infinity in one element of a parameter, whose root mean square scales the update."""
+"""A NaN in one element of a parameter, whose root mean square scales the update, or a gradient."""
 
 from __future__ import annotations
 
@@ -32,3 +32,20 @@ def test_the_others_go_on(make: type, shape: tuple[int, ...], backend: str) -> N
     assert results[0].isnan().tolist() == (~others).tolist()
     torch.testing.assert_close(results[0][others], results[1][others], rtol=0.02, atol=0.0)
     assert (results[0][others] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "all_become_nan"), [(fused_optim.Adafactor, True), (torch_compat.Adafactor, False)]
+)
+@each_backend
+def test_a_gradients_reaches_what_its_size_scales(
+    make: type, all_become_nan: bool, backend: str
+) -> None:
+    """Updates are divided by their root mean square; torch takes none that is NaN for one."""
+    param = torch.nn.Parameter(torch.ones(16, device=device_of(backend)))
+    optimizer = make([param], backend=backend)
+    param.grad = torch.ones_like(param)
+    param.grad[5] = math.nan
+    optimizer.step()
+    assert param.detach().isnan().sum() == (16 if all_become_nan else 1)
+    assert param[5].isnan()

@@ -307,6 +307,23 @@ def test_groups_with_and_without_share_an_optimizer() -> None:
     assert [int(optimizer.state[p]["step"]) for p in params] == [2, 2]
 
 
+@each_plan
+def test_groups_of_one_launch_have_rows_of_their_own(backend: str) -> None:
+    results = []
+    for capturable_ in (False, True):
+        ones = [torch.ones(4, device=device_of(backend)) for _ in range(4)]
+        params = [torch.nn.Parameter(value) for value in ones]
+        rates = ((0.1, params[:2]), (0.3, params[2:]))
+        groups = [{"params": some, "lr": lr} for lr, some in rates]
+        optimizer = fused_optim.AdamW(groups, backend=backend, capturable=capturable_)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        results.append([float(param[0]) for param in params])
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
+    assert results[0] == pytest.approx([0.9, 0.9, 0.7, 0.7], rel=1e-4)
+
+
 def test_a_loaded_learning_rate_is_no_ones_else() -> None:
     """Neither the dict's tensor nor its own twin's: schedules write to it in place."""
     optimizer, saved = built("AdamW", "eager", capturable=True), built("AdamW", "eager")
