@@ -35,17 +35,26 @@ def test_the_others_go_on(make: type, shape: tuple[int, ...], backend: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("make", "all_become_nan"), [(fused_optim.Adafactor, True), (torch_compat.Adafactor, False)]
+    ("make", "shape", "reached"),
+    [
+        (fused_optim.Adafactor, (16,), 16),
+        (fused_optim.Adafactor, (4, 4), 16),
+        (torch_compat.Adafactor, (16,), 1),
+        (torch_compat.Adafactor, (4, 4), 16),
+    ],
 )
 @each_backend
-def test_a_gradients_reaches_what_its_size_scales(
-    make: type, all_become_nan: bool, backend: str
+def test_a_gradients_reaches_what_it_scales(
+    make: type, shape: tuple[int, ...], reached: int, backend: str
 ) -> None:
-    """Updates are divided by their root mean square; torch takes none that is NaN for one."""
-    param = torch.nn.Parameter(torch.ones(16, device=device_of(backend)))
+    """A matrix's statistics are divided by their mean, and updates by their root mean square.
+
+    In place of a root mean square that is NaN torch takes 1.
+    """
+    param = torch.nn.Parameter(torch.ones(shape, device=device_of(backend)))
     optimizer = make([param], backend=backend)
     param.grad = torch.ones_like(param)
-    param.grad[5] = math.nan
+    param.grad.view(-1)[5] = math.nan
     optimizer.step()
-    assert param.detach().isnan().sum() == (16 if all_become_nan else 1)
-    assert param[5].isnan()
+    assert param.detach().isnan().sum() == reached
+    assert param.detach().view(-1)[5].isnan()
