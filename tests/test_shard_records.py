@@ -5,6 +5,8 @@ No optimizer makes such records yet, so they are written here, after the plan ha
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import BACKENDS, device_of, interpreted
@@ -85,17 +87,25 @@ def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
     assert torch.equal(entry.param, drawn(p * 0.875 - 0.75 * m, 0, first))
 
 
+@pytest.mark.parametrize("clip_threshold", [0.25, math.inf])
 @pytest.mark.parametrize("shape", [(6, 16), (9, 9), (5, 3, 2)], ids=str)
 @kernels
-def test_means_are_of_the_whole(backend: str, shape: tuple[int, ...]) -> None:
+def test_means_are_of_the_whole(
+    backend: str, shape: tuple[int, ...], clip_threshold: float, request: pytest.FixtureRequest
+) -> None:
     """The sums of the other shards are 0 here, but for their sizes as if they had been added."""
+    if backend == "cuda" and len(shape) == 3 and math.isinf(clip_threshold):
+        # Clipping hides it: the factor that is wrong is in an update and in its size.
+        why = "the mean row statistic of a tiny matrix is of the shard's own rows"
+        request.applymarker(pytest.mark.xfail(reason=why))
     numel, rows, cols = 5 * torch.Size(shape).numel(), 2 * shape[-2], 3 * shape[-1]
     key = BucketKey("adafactor", device_of(backend), torch.float32, "none", False, False)
     param, grad = (torch.randn(shape, device=key.device) for _ in range(2))
     entry = TensorEntry(param.clone(), grad, rms=torch.zeros((), device=key.device))
     entry.exp_avg_sq = torch.zeros(shape[:-1], device=key.device)
     entry.max_exp_avg_sq = torch.zeros(shape[:-2] + shape[-1:], device=key.device)
-    row = AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, rho=0.1, clip_threshold=0.25, flags=1)
+    options = {"b2": 0.0, "omb2": 1.0, "eps_grad": 0.0, "rho": 0.1, "flags": 1}
+    row = AdafactorRow(clip_threshold=clip_threshold, **options)
     sizes = {"global_numel": numel, "global_rows": rows, "global_cols": cols}
     run(backend, STAGES, Bucket(key, [entry], [row]), **sizes)
 
@@ -105,8 +115,7 @@ def test_means_are_of_the_whole(backend: str, shape: tuple[int, ...]) -> None:
     u = g / (r.unsqueeze(-1) * col_means.unsqueeze(-2)).sqrt()
     rms = (p.square().sum() / numel).sqrt()
     size = (u.square().sum() / numel).sqrt()
-    assert size > row.clip_threshold
-    expected = p - 0.1 * rms * u * (row.clip_threshold / size)
+    expected = p - 0.1 * rms * u / (size / clip_threshold).clamp(min=1.0)
     for found, wanted in (
         *((entry.exp_avg_sq, row_means), (entry.max_exp_avg_sq, col_means)),
         *((entry.rms, rms), (entry.param, expected)),
