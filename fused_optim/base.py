@@ -290,6 +290,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _checked_settings(self) -> Sequence[dict[str, Any]]:
         """Return every group's settings; those that changed since the last step are checked.
 
+        Nothing is read back from a device for that.
+
         Raises:
             ValueError: one can't be used; nothing was changed.
         """
@@ -297,7 +299,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         known = self._checked if len(self._checked) == len(found) else found
         for index, (before, now) in enumerate(zip(known, found, strict=True)):
             if before is now or not validation.same_settings(before, now):
-                self._check_settings(now, index)
+                here = {name: validation.unread(value) for name, value in now.items()}
+                self._check_settings(here, index)
         self._checked = found
         return found
 

@@ -135,6 +135,8 @@ def check_number(
 
     A tensor of one element counts as its number. The error gives the interval.
     """
+    if value is UNREAD:
+        return
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
@@ -194,6 +196,17 @@ def check_keys(group: dict[str, Any], optimizer: Any) -> None:
                 "whole optimizer; pass it to the constructor, or make another optimizer for the "
                 "parameters of this group"
             )
+
+
+UNREAD = object()
+"""Stands for a number that is on a device, where the host would have to wait for it."""
+
+
+def unread(value: Any) -> Any:
+    """Return a setting with `UNREAD` for what a step must not read: tensors on a device."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type != "cpu":
+        return UNREAD
+    return tuple(map(unread, value)) if type(value) is tuple else value
 
 
 def same_settings(known: dict[str, Any], now: dict[str, Any]) -> bool:
