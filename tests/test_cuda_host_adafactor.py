@@ -77,6 +77,20 @@ def test_tiles_of_four_chains() -> None:
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
 
 
+def test_empty_gradients_have_sums_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tile is theirs, so no kernel writes them; and what memory held before is no sum."""
+    cuda = host_module.backend()
+    monkeypatch.setattr(cuda, "_new", lambda bucket, numel: torch.full((numel,), torch.nan))
+    key = BucketKey("adafactor", torch.device("cpu"), torch.float32, "none", False, False)
+    bucket = Bucket(key, rows=[AdafactorRow()])
+    for shape in ((0,), (3, 4), (0, 4)):
+        entry = TensorEntry(torch.ones(shape), torch.ones(shape))
+        entry.exp_avg_sq = torch.ones(shape if len(shape) < 2 else shape[:-1])
+        entry.max_exp_avg_sq = None if len(shape) < 2 else torch.ones(shape[-1:])
+        bucket.entries.append(entry)
+    assert cuda.adafactor_statistics(bucket, Launch()).tolist() == [0.0, 12.0, 0.0]
+
+
 @pytest.mark.parametrize("mode", ["nearest", "stochastic", "kahan", "split", "master"])
 def test_a_visit_gives_the_bits_of_the_stages(
     on_the_host: Any, monkeypatch: pytest.MonkeyPatch, mode: str
