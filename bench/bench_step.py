@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bench.session import Session
+from bench.run import Session
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
 from bench.subject import Subject, free

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 
-from bench import comparison, results
+from bench import results
 from bench.display import Display, header
 from bench.pairs import PAIRS, Pair
-from bench.session import Session
+from bench.run import Session
 from bench.setups import DTYPES, SETUPS, Setup, named
 from bench.shapes import SHAPES, numel
+from bench.tables import compared, tables
 from fused_optim import dispatch
 
+_OPS = ("adamw", "adafactor")
 PARTS = ("ratios", "rows", "memory")
 """What a run measures, in this order: what matters most comes first where time is short."""
 
@@ -27,22 +30,16 @@ PARTS = ("ratios", "rows", "memory")
 _CPU_SHAPES = ("gpt2-30M", "gpt2-124M", "tiny-1000", "lora-r16", "resnet-101", "vit-b16", "t5-base")
 _CUDA_SHAPES = ("llama-8b-2l", "tiny-1000", "t5-base", "lora-r16", "resnet-101", "llama-8b-1of8")
 _CUDA_SHAPES += ("gpt2-124M", "vit-b16", "one-16M", "one-256M", "llama-8b-4l", "llama-8b", "one-1G")
-_DEFAULT_SHAPES = {
-    ("cpu", "quick"): _CPU_SHAPES[:1],
-    ("cpu", "default"): _CPU_SHAPES[:4],
-    ("cpu", "full"): _CPU_SHAPES,
-    ("cuda", "quick"): _CUDA_SHAPES[:3],
-    ("cuda", "default"): _CUDA_SHAPES[:-3],
-    ("cuda", "full"): _CUDA_SHAPES,
+_EXTENTS = {
+    ("cpu", "quick"): (_CPU_SHAPES[:1], 5),
+    ("cpu", "default"): (_CPU_SHAPES[:4], 9),
+    ("cpu", "full"): (_CPU_SHAPES, 21),
+    ("cuda", "quick"): (_CUDA_SHAPES[:3], 11),
+    ("cuda", "default"): (_CUDA_SHAPES[:-3], 25),
+    ("cuda", "full"): (_CUDA_SHAPES, 51),
 }
-_DEFAULT_ROUNDS = {
-    ("cpu", "quick"): 5,
-    ("cpu", "default"): 9,
-    ("cpu", "full"): 21,
-    ("cuda", "quick"): 11,
-    ("cuda", "default"): 25,
-    ("cuda", "full"): 51,
-}
+"""Lists of shapes and rounds."""
+
 _MEMORY_SHAPES = {"cpu": ("gpt2-30M",), "cuda": ("llama-8b-2l", "tiny-1000")}
 
 
@@ -65,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flag = found.add_argument
     flag("--list", action="store_true", help="list setups, shapes and pairs, and stop")
-    flag("--op", type=_names(("adamw", "adafactor")), help="adamw, adafactor")
+    flag("--op", type=_names(_OPS), help="adamw, adafactor")
     flag("--shapes", type=_names(tuple(SHAPES)), help="lists of shapes")
     flag("--dtype", type=_names(tuple(DTYPES)), help="dtypes of parameters and gradients")
     flag("--only", metavar="TEXTS", help="setups and pairs whose names contain one of these")
@@ -78,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     found.set_defaults(extent="default")
     flag("--rounds", type=int, help="steps of each optimizer")
     flag("--warm-up", type=float, metavar="SECONDS", help="before each measurement")
-    flag("--time-limit", type=float, metavar="SECONDS", help="stop then, and keep what there is")
+    flag("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="keep what there is")
     flag("--json", type=Path, metavar="FILE", help="write results here, after each measurement")
     flag("--merge", type=Path, metavar="EARLIER", help="keep this file's figures in --json's too")
     flag("--compare", type=Path, metavar="BASE", help="compare with this earlier result file")
@@ -98,57 +95,53 @@ def main(arguments: list[str] | None = None) -> int:
         found.error(f"--rounds {options.rounds}: at least 1 is needed")
     if options.merge and not options.json:
         found.error("--merge: needs --json, the file to write both into")
-    base, earlier = (
-        results.load(path) if path else None for path in (options.compare, options.merge)
-    )
+    paths = (options.compare, options.merge)
+    base, earlier = (results.load(path) if path else None for path in paths)
     try:
         dispatch.check_backend(options.backend or "auto", "adamw_", device)
     except (RuntimeError, ValueError) as error:
         found.error(str(error))
-    limit = options.time_limit
     session = Session(
         device=device,
-        rounds=options.rounds or _DEFAULT_ROUNDS[device.type, options.extent],
+        rounds=options.rounds or _EXTENTS[device.type, options.extent][1],
         backend=options.backend,
         json=options.json,
         earlier=earlier,
-        deadline=math.inf if limit is None else time.monotonic() + limit,
+        deadline=time.monotonic() + options.time_limit,
         warm_up=options.warm_up,
     )
     display.say(header(session.results.machine))
-    with contextlib.closing(session):
-        _run(session, list(tasks(session, options)), display)
-    display.results(session.results)
-    if base is not None:
-        comparison.show(display, base, session.results)
-    for failure in session.failures:
-        display.say(f"FAILED  {failure}")
-    below = [check.name for check in session.results.checks if not check.above_floor]
-    if below:
-        display.say(f"below their floors: {'; '.join(below)}")
-    return int(bool(below or session.failures))
+    _run(session, list(tasks(session, options)), display)
+    return _report(session, base, display)
 
 
 def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
     """Return what the options ask for, in the order in which it is measured."""
     device = session.device.type
-    shapes = options.shapes or _DEFAULT_SHAPES[device, options.extent]
+    shapes = options.shapes or _EXTENTS[device, options.extent][0]
+
+    def task(what: str, setups: tuple[Setup, ...], measure: Callable[..., None], *case: str):
+        return Task(", ".join((what, *case)), setups, case[1], functools.partial(measure, *case))
+
     if "ratios" in options.parts:
         for name in shapes:
             for pair, dtype in _selected_pairs(options):
-                case = f"{pair}, {name}, {dtype}"
+                measure = functools.partial(session.measure_pair, pair)
                 setups = (SETUPS[pair.ours], SETUPS[pair.baseline])
-                yield Task(case, setups, dtype, _bind(session.measure_pair, pair, name, dtype))
-    if "rows" in options.parts:
-        for name in shapes:
+                yield task(str(pair), setups, measure, name, dtype)
+    for part, lists, method, title in (
+        ("rows", shapes, session.measure_row, "{}"),
+        (
+            "memory",
+            options.shapes or _MEMORY_SHAPES[device],
+            session.measure_memory,
+            "memory of {}",
+        ),
+    ):
+        for name in lists if part in options.parts else ():
             for setup, dtype in _selected_setups(options):
-                case = f"{setup.name}, {name}, {dtype}"
-                yield Task(case, (setup,), dtype, _bind(session.measure_row, setup, name, dtype))
-    if "memory" in options.parts:
-        for name in options.shapes or _MEMORY_SHAPES[device]:
-            for setup, dtype in _selected_setups(options):
-                case = f"memory of {setup.name}, {name}, {dtype}"
-                yield Task(case, (setup,), dtype, _bind(session.measure_memory, setup, name, dtype))
+                measure = functools.partial(method, setup)
+                yield task(title.format(setup.name), (setup,), measure, name, dtype)
 
 
 def _run(session: Session, work: list[Task], display: Display) -> None:
@@ -163,32 +156,48 @@ def _run(session: Session, work: list[Task], display: Display) -> None:
                 session.attempt(task.what, task.setups, task.measure)
 
 
+def _report(session: Session, base: results.Results | None, display: Display) -> int:
+    """Print all that was measured and return the exit status."""
+    for title, table in tables(session.results).items():
+        display.table(title, table)
+    if base is not None:
+        display.say(f"\ncompared with\n{header(base.machine)}")
+        both = compared(base, session.results)
+        for title, table in both.items():
+            display.table(title, table)
+        if not both:
+            display.say("nothing that was measured now is in the base")
+    for failure in session.failures:
+        display.say(f"FAILED  {failure}")
+    below = [check.name for check in session.results.checks if not check.above_floor]
+    if below:
+        display.say(f"below their floors: {'; '.join(below)}")
+    return int(bool(below or session.failures))
+
+
 def _selected_pairs(options: argparse.Namespace) -> Iterator[tuple[Pair, str]]:
     for pair in PAIRS:
-        if options.op and SETUPS[pair.ours].op not in options.op:
-            continue
-        if not named(str(pair), options.only):
-            continue
-        yield from ((pair, d) for d in pair.dtypes if not options.dtype or d in options.dtype)
+        if named(str(pair), options.only) and SETUPS[pair.ours].op in (options.op or _OPS):
+            yield from ((pair, d) for d in pair.dtypes if d in (options.dtype or DTYPES))
 
 
 def _selected_setups(options: argparse.Namespace) -> Iterator[tuple[Setup, str]]:
     for setup in SETUPS.values():
-        if options.op and setup.op not in options.op:
-            continue
-        if not named(setup.name, options.only):
-            continue
-        wanted = options.dtype or ("fp32", "bf16")
-        yield from ((setup, dtype) for dtype in setup.dtypes if dtype in wanted)
+        if named(setup.name, options.only) and setup.op in (options.op or _OPS):
+            wanted = options.dtype or ("fp32", "bf16")
+            yield from ((setup, dtype) for dtype in setup.dtypes if dtype in wanted)
 
 
 def _list(display: Display) -> None:
     setups = [(s.name, s.op, s.source, " ".join(s.dtypes)) for s in SETUPS.values()]
-    display.table("setups", ("name", "op", "source", "dtypes"), setups)
-    lists = [(name, str(len(s)), f"{numel(s):,}") for name, s in SHAPES.items()]
-    display.table("shapes", ("name", "tensors", "parameters"), lists)
+    lists = [(name, len(s), f"{numel(s):,}") for name, s in SHAPES.items()]
     pairs = [(p.ours, p.baseline, p.kind, " ".join(p.dtypes)) for p in PAIRS]
-    display.table("pairs", ("ours", "baseline", "kind", "dtypes"), pairs)
+    for title, rows, columns in (
+        ("setups", setups, ("name", "op", "source", "dtypes")),
+        ("shapes", lists, ("name", "tensors", "parameters")),
+        ("pairs", pairs, ("ours", "baseline", "kind", "dtypes")),
+    ):
+        display.table(title, pd.DataFrame(rows, columns=columns))
 
 
 def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
@@ -204,7 +213,3 @@ def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
-
-
-def _bind(measure: Callable[..., None], *arguments: object) -> Callable[[], None]:
-    return lambda: measure(*arguments)

@@ -56,7 +56,8 @@ def kind_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> traffic.Kin
         precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
         amsgrad=bool(group.get("amsgrad")),
         beta1=group.get("beta1") is not None,
-        scale_parameter=_scales_parameter(optimizer),
+        # torch's Adafactor always does, transformers' on request.
+        scale_parameter=optimizer._family == "adafactor" and group.get("scale_parameter", True),
     )
 
 
@@ -65,22 +66,12 @@ def _counted_bytes(subject: Subject) -> float | None:
     kind = kind_of(subject.optimizer, DTYPES[subject.dtype])
     clips = subject.optimizer.max_grad_norm is not None
     total = traffic.clip_bytes(kind) * subject.parameters if clips else 0.0
-    for factored in (False, True):
-        numel = sum(p.numel() for p in subject.params if (p.dim() > 1) is factored)
-        if not numel:
-            continue
-        moved = traffic.moved(replace(kind, factored=factored or kind.op == "adamw"))
+    for param in subject.params:
+        moved = traffic.moved(replace(kind, factored=kind.op == "adamw" or param.dim() > 1))
         if moved is None:
             return None
-        total += moved * numel
+        total += moved * param.numel()
     return total / subject.parameters
-
-
-def _scales_parameter(optimizer: torch.optim.Optimizer) -> bool:
-    """torch's Adafactor always does, transformers' on request, AdamW never."""
-    if optimizer._family != "adafactor":
-        return False
-    return optimizer.param_groups[0].get("scale_parameter", True)
 
 
 def _traced_launches(subject: Subject) -> int | None:

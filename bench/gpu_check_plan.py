@@ -126,12 +126,10 @@ def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
     if context.found.get("packages", {}).get("matplotlib", "unknown") is None:
-        raise Skip(
-            "matplotlib is not installed; bench.report_html draws from results.json anywhere"
-        )
+        raise Skip("matplotlib is not installed; tools.report draws from results.json anywhere")
     curves = sorted((ROOT / "bench" / "results").glob("*/precision_curves.json"))
     words = ["--curves", curves[0]] if curves else []
-    return module(context.python, "bench.report_html", context.results, context.out, *words)
+    return module(context.python, "tools.report", context.results, context.out, *words)
 
 
 def collect_report(context: Context, stage: Stage, outcome: Outcome) -> Collected:

@@ -1,4 +1,4 @@
-"""Bytes that an optimizer keeps, and that a step takes.
+"""Bytes that an optimizer keeps, and that a step takes, each measured in a process of its own.
 
 State is counted from the tensors that the optimizer holds. What a step takes and gives back is, on
 a GPU, the allocator's maximum during a step less what was allocated before; on a CPU the same from
@@ -8,9 +8,18 @@ large temporaries, but does not see those that fit what the heap keeps.)
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+from unittest import mock
+
 import torch
 
+from bench import ROOT
 from bench.results import Memory
+from bench.setups import SETUPS
 from bench.subject import Subject
 
 _WARM_UP_STEPS = 3
@@ -32,6 +41,55 @@ def measure(subject: Subject, shapes: str) -> Memory:
         bytes_per_parameter=round((state + subject.param_bytes()) / count, 4),
         transient_bytes=_cuda_transient(subject) if cuda else _cpu_transient(subject),
     )
+
+
+def isolated(setup: str, where: tuple[str, str, str, str | None], timeout: float) -> Memory:
+    """Return the memory of a setup, measured in a new process.
+
+    Processes are forked from a server that has imported torch and done nothing with it, as
+    importing takes longer than measuring.
+
+    Args:
+        setup: its name.
+        where: names of shapes, dtype, device and backend.
+        timeout: in seconds.
+
+    Raises:
+        RuntimeError: it failed there; the message says how.
+        TimeoutError: it took longer.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, setup, where))
+    with mock.patch.object(sys, "path", [*sys.path, str(ROOT)]):  # by which it finds this module
+        process.start()
+    sender.close()
+    try:
+        if not receiver.poll(timeout):
+            raise TimeoutError(f"no answer within {timeout:.0f} s")
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        found = f"the process ended with status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+def _answer(sender: Connection, setup: str, where: tuple[str, str, str, str | None]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # peers warn of what is theirs
+    os.dup2(2, 1)
+    shapes, dtype, device, backend = where
+    try:
+        subject = Subject(SETUPS[setup], shapes, dtype, torch.device(device), backend)
+        found: Any = measure(subject, shapes)
+    except Exception as error:  # whatever a peer does
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+    sender.send(found)
 
 
 def _cuda_transient(subject: Subject) -> int:

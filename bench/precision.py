@@ -234,7 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the picture")
     options = parser.parse_args(arguments)
-    from bench import picture_curves, pictures, style  # matplotlib: missed now, or after hours
+    sys.path.append(str(ROOT))
+    from tools.report import curves, pictures, style  # matplotlib: missed now, or after hours
 
     torch.set_num_threads(1)  # a model this small gains nothing from more
     settings, corpus = Settings(), load_corpus()
@@ -246,9 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         save(results, options.json)
         seconds = time.perf_counter() - start
         print(f"{recipe.name:32}seed {seed}  {run['final_loss']:.4f}  {seconds:.0f} s", flush=True)
-    with style.context():
-        figure = picture_curves.curves(results, style.LIGHT)
-    pictures.save(figure, options.image)
+    with style.LIGHT.context():
+        figure = curves.curves(results, style.LIGHT)
+    pictures.save(figure, options.image, style.LIGHT)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The result file: what its keys are, and how it is read and written.
+"""The result file: what its keys are, how it is read and written.
 
 Every table, picture and README figure comes from such a file. Keys that do not apply are null,
 never missing, so that a reader needs no defaults.
@@ -78,7 +78,7 @@ class Row:
     launches: int | None = None
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What a row of another file must equal to be the same row."""
         return (self.optimizer, self.shapes, self.dtype)
 
@@ -106,18 +106,20 @@ class Ratio:
     floor: float | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What a ratio of another file must equal to be the same ratio."""
         return (self.ours, self.baseline, self.shapes, self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.ours} vs {self.baseline}, {self.shapes}, {self.dtype}"
 
     def check(self) -> Check | None:
         """Return the verdict on it, or None where it has no goal."""
         if self.goal is None:
             return None
-        name = f"{self.ours} vs {self.baseline}, {self.shapes}, {self.dtype}"
-        met = self.ratio >= self.goal
         above = self.floor is None or self.ratio >= self.floor
-        return Check(name, self.ratio, "x", self.goal, self.floor, met, above)
+        met = self.ratio >= self.goal
+        return Check(str(self), self.ratio, "x", self.goal, self.floor, met, above)
 
 
 @dataclass
@@ -132,6 +134,11 @@ class Memory:
     state_bytes_per_parameter: float
     bytes_per_parameter: float  # state and parameter, no gradient
     transient_bytes: int | None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the memory of another file must equal to be the same."""
+        return (self.optimizer, self.shapes, self.dtype)
 
 
 @dataclass
@@ -168,19 +175,22 @@ class Results:
     missing: list[Missing] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write the file at once: a reader, or a kill, never sees half of it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file at once; what fails to become JSON leaves the old one."""
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text + "\n")
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write(path, text + "\n")
+
+
+_ITEMS = {"rows": Row, "ratios": Ratio, "memory": Memory, "checks": Check, "missing": Missing}
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file's content at once: a reader, or a kill, never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
 
 
 def quotient(baseline_ms: float, ours_ms: float) -> float:
@@ -194,9 +204,8 @@ def load(path: Path) -> Results:
     Raises:
         ValueError: it is no result file of this format; the message says which key is wrong.
     """
-    path = Path(path)
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     found = data.pop("format", None) if isinstance(data, dict) else None
@@ -205,29 +214,24 @@ def load(path: Path) -> Results:
             f"{path} has format {found!r}, and format {FORMAT} is needed: "
             "measure again with `python -m bench --json FILE`"
         )
-    lists = {"rows": Row, "ratios": Ratio, "memory": Memory, "checks": Check, "missing": Missing}
     results = _construct(Results, data, f"{path}")
     results.machine = _construct(Machine, data["machine"], f"{path}: machine")
     results.copy = data["copy"] and _construct(Copy, data["copy"], f"{path}: copy")
-    for name, cls in lists.items():
+    for name, cls in _ITEMS.items():
         items = [_construct(cls, d, f"{path}: {name}[{i}]") for i, d in enumerate(data[name])]
         setattr(results, name, items)
     if found == 1:
-        _judge_again(results)
+        for ratio in results.ratios:
+            ratio.ratio = quotient(ratio.baseline_ms, ratio.ours_ms)
+        verdicts = {str(ratio): ratio.check() for ratio in results.ratios}
+        results.checks = [verdicts.get(check.name) or check for check in results.checks]
     return results
 
 
-def _judge_again(results: Results) -> None:
-    for ratio in results.ratios:
-        ratio.ratio = quotient(ratio.baseline_ms, ratio.ours_ms)
-    verdicts = {check.name: check for ratio in results.ratios if (check := ratio.check())}
-    results.checks = [verdicts.get(check.name, check) for check in results.checks]
-
-
-def _construct(cls: type[_T], data: dict[str, Any], where: str) -> _T:
+def _construct(cls: type[_T], data: Any, where: str) -> _T:
     names = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(data, dict) or set(data) != names:
-        given = set(data) if isinstance(data, dict) else {type(data).__name__}
+    given = set(data) if isinstance(data, dict) else {type(data).__name__}
+    if given != names:
         raise ValueError(
             f"{where} lacks {sorted(names - given)} and has the unknown {sorted(given - names)}"
         )

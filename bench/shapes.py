@@ -1,18 +1,24 @@
-"""Named lists of parameter shapes: those of real models, and extremes."""
+"""Named lists of parameter shapes: those of real models, extremes, and those of the sweep."""
 
 from __future__ import annotations
 
 import math
+import re
 
 Shapes = list[tuple[int, ...]]
 
 
-def gpt2(width: int, layers: int, vocabulary: int = 50257, context: int = 1024) -> Shapes:
-    """GPT-2: embeddings, blocks, final norm. The output layer is the embedding."""
+def _pre_norm_block(width: int) -> Shapes:
+    """A transformer's block with biases: norm, attention, norm, feed-forward."""
     vector = (width,)
     block: Shapes = [vector, vector, (3 * width, width), (3 * width,), (width, width), vector]
-    block += [vector, vector, (4 * width, width), (4 * width,), (width, 4 * width), vector]
-    return [(vocabulary, width), (context, width), *block * layers, vector, vector]
+    return [*block, vector, vector, (4 * width, width), (4 * width,), (width, 4 * width), vector]
+
+
+def gpt2(width: int, layers: int, vocabulary: int = 50257, context: int = 1024) -> Shapes:
+    """GPT-2: embeddings, blocks, final norm. The output layer is the embedding."""
+    blocks = _pre_norm_block(width) * layers
+    return [(vocabulary, width), (context, width), *blocks, (width,), (width,)]
 
 
 def llama(layers: int, width: int = 4096, hidden: int = 14336, vocabulary: int = 128256) -> Shapes:
@@ -52,11 +58,9 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 23, 3)) -> Shapes:
 def vit(width: int = 768, layers: int = 12, patch: int = 16, image: int = 224) -> Shapes:
     """Vision transformer with one class token and learned positions."""
     vector = (width,)
-    block: Shapes = [vector, vector, (3 * width, width), (3 * width,), (width, width), vector]
-    block += [vector, vector, (4 * width, width), (4 * width,), (width, 4 * width), vector]
     tokens = (image // patch) ** 2 + 1
     embedding: Shapes = [(1, 1, width), (1, tokens, width), (width, 3, patch, patch), vector]
-    return [*embedding, *block * layers, vector, vector, (1000, width), (1000,)]
+    return [*embedding, *_pre_norm_block(width) * layers, vector, vector, (1000, width), (1000,)]
 
 
 def lora(shapes: Shapes, rank: int) -> Shapes:
@@ -67,11 +71,6 @@ def lora(shapes: Shapes, rank: int) -> Shapes:
 def sharded(shapes: Shapes, ranks: int) -> Shapes:
     """What the first rank holds when each tensor's first dimension is split, as FSDP2 does."""
     return [(math.ceil(rows / ranks), *rest) for rows, *rest in shapes]
-
-
-def tiny(tensors: int) -> Shapes:
-    """Vectors of 1,000 elements and more, each 97 longer than the last."""
-    return [(1000 + 97 * i,) for i in range(tensors)]
 
 
 def numel(shapes: Shapes) -> int:
@@ -93,7 +92,7 @@ SHAPES: dict[str, Shapes] = {
     "resnet-101": resnet(),
     "vit-b16": vit(),
     "lora-r16": lora(_LLAMA_PROJECTIONS, 16),
-    "tiny-1000": tiny(1000),
+    "tiny-1000": [(1000 + 97 * i,) for i in range(1000)],
     "one-16M": [(4096, 4096)],
     "one-256M": [(16384, 16384)],
     "one-1G": [(32768, 32768)],
@@ -105,3 +104,25 @@ LARGE = ("llama-8b", "llama-8b-4l", "llama-8b-2l", "llama-8b-1of8")
 
 MANY_SMALL = ("tiny-1000", "lora-r16", "resnet-101")
 """Lists whose step takes as long as its launches take."""
+
+FIXED_SIZE, FIXED_TENSORS = "count", "size"
+"""What is swept: the number of tensors of equally many parameters, or their size."""
+
+
+def swept(kind: str, tensors: int, numel: int) -> str:
+    """Make a list of equal tensors known and return its name; ``numel`` is of each."""
+    name = f"sweep-{kind}-{tensors}x{numel}"
+    SHAPES.setdefault(name, [matrix(numel)] * tensors)
+    return name
+
+
+def kind_of(name: str) -> str | None:
+    """Return what a list is a point of, or None where it is none of the sweep's."""
+    match = re.fullmatch(r"sweep-(count|size)-\d+x\d+", name)
+    return match and match[1]
+
+
+def matrix(numel: int) -> tuple[int, ...]:
+    """Return the shape of a matrix of that many elements, or of a vector where it would be thin."""
+    rows = next(r for r in range(math.isqrt(numel), 0, -1) if numel % r == 0)
+    return (rows, numel // rows) if 16 * rows >= numel // rows else (numel,)

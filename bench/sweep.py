@@ -12,20 +12,18 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from bench.session import Session
+from bench.run import Session
 from bench.setups import SETUPS
-from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, names_of
+from bench.shapes import FIXED_SIZE, FIXED_TENSORS, SHAPES, numel, swept
 
 TENSORS = 16
 PARAMETERS = 10_000_000
 MOST = {"cpu": 10**8, "cuda": 10**10}
 
-# What is swept, with its dtype. The slow ones are left out of lists that take them minutes.
 SETUPS_SWEPT: tuple[tuple[str, str], ...] = (
     ("AdamW", "fp32"),
     ("torch AdamW fused", "fp32"),
@@ -37,30 +35,18 @@ SETUPS_SWEPT: tuple[tuple[str, str], ...] = (
     ("torch Adafactor", "fp32"),
     ("Adafactor stochastic", "bf16"),
 )
+"""What is swept, with its dtype."""
+
 QUICK = SETUPS_SWEPT[:2] + SETUPS_SWEPT[3:8]
 
 
 def lists(device: str, quick: bool) -> list[str]:
     """Return the names of the lists, the cheapest first."""
     counts = (1, 100, 10_000) if quick else (1, 10, 100, 1000, 10_000)
-    tops = (
-        (10**4, 10**6, 10**8, 10**9)
-        if quick
-        else (*(10**k for k in range(4, 10)), 3 * 10**9, 10**10)
-    )
-    sizes = [n for n in tops if n <= MOST[device]]
-    points = names_of(FIXED_TENSORS, [(TENSORS, size // TENSORS) for size in sizes])
-    return [*points, *names_of(FIXED_SIZE, [(n, PARAMETERS // n) for n in counts])]
-
-
-def sweep(session: Session, setups: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
-    """Measure every list with every setup, all setups of one list before the next list."""
-    for name in names:
-        for setup, dtype in setups:
-            case = f"{setup}, {name}, {dtype}"
-            measure = functools.partial(session.measure_row, SETUPS[setup], name, dtype)
-            done = session.attempt(case, (SETUPS[setup],), measure)
-            print(f"{case}: {'measured' if done else session.results.missing[-1].why}", flush=True)
+    sizes = (4, 6, 8, 9) if quick else range(4, 11)
+    tops = [10**k for k in sizes] if quick else sorted([*(10**k for k in sizes), 3 * 10**9])
+    points = [swept(FIXED_TENSORS, TENSORS, n // TENSORS) for n in tops if n <= MOST[device]]
+    return [*points, *(swept(FIXED_SIZE, n, PARAMETERS // n) for n in counts)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,19 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + options.time_limit
     rounds = options.rounds or (7 if options.quick else 15)
-    device = torch.device(kind)
-    session = Session(device, rounds, json=options.json, deadline=deadline, warm_up=0.05)
-    names = [n for n in lists(kind, options.quick) if _parameters(n) <= options.most]
+    session = Session(
+        torch.device(kind), rounds, json=options.json, deadline=deadline, warm_up=0.05
+    )
     session.measure_copy()
-    sweep(session, QUICK if options.quick else SETUPS_SWEPT, names)
+    for name in lists(kind, options.quick):
+        for setup, dtype in QUICK if options.quick else SETUPS_SWEPT:
+            if numel(SHAPES[name]) > options.most:
+                continue
+            case = f"{setup}, {name}, {dtype}"
+            measure = functools.partial(session.measure_row, SETUPS[setup], name, dtype)
+            done = session.attempt(case, (SETUPS[setup],), measure)
+            why = "measured" if done else session.results.missing[-1].why
+            print(f"{case}: {why}", flush=True)
     for failure in session.failures:
         print(f"FAILED  {failure}")
     return int(bool(session.failures))
-
-
-def _parameters(name: str) -> int:
-    tensors, numel = name.rpartition("-")[2].split("x")
-    return int(tensors) * int(numel)
 
 
 if __name__ == "__main__":

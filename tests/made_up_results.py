@@ -6,12 +6,11 @@ import dataclasses
 
 import bench_package  # noqa: F401
 
-from bench import checks
+from bench import goals
 from bench.pairs import PAIRS
 from bench.results import Copy, Machine, Memory, Missing, Ratio, Results, Row
 from bench.setups import SETUPS
-from bench.shapes import SHAPES, numel
-from bench.sweep_shapes import FIXED_SIZE, FIXED_TENSORS, names_of
+from bench.shapes import FIXED_SIZE, FIXED_TENSORS, SHAPES, numel, swept
 
 SWEPT = ("AdamW", "torch_compat.AdamW", "torch AdamW fused", "torch AdamW foreach")
 SWEPT += ("Adafactor", "transformers Adafactor", "torch Adafactor")
@@ -54,9 +53,9 @@ def ratio(number: int, pair, shapes: str, dtype: str) -> Ratio:
 
 def results() -> Results:
     made = Results(machine(), Copy(COPY, 2**30, [990.0, 1010.0]))
-    swept = names_of(FIXED_TENSORS, [(16, 10**k // 16) for k in range(4, 10)])
-    swept += names_of(FIXED_SIZE, [(10**k, 10 ** (7 - k)) for k in range(5)])
-    made.rows = [row(name, shapes, "fp32") for name in SWEPT for shapes in swept]
+    lists = [swept(FIXED_TENSORS, 16, 10**k // 16) for k in range(4, 10)]
+    lists += [swept(FIXED_SIZE, 10**k, 10 ** (7 - k)) for k in range(5)]
+    made.rows = [row(name, shapes, "fp32") for name in SWEPT for shapes in lists]
     made.rows += [row(name, "llama-8b-2l", "bf16") for name in ("AdamW", "Adafactor stochastic")]
     number = 0
     for pair in PAIRS:
@@ -73,7 +72,7 @@ def results() -> Results:
                     name, setup.source, "gpt2-30M", dtype, 30_000_000, state, state + stored, 2**20
                 )
             )
-    made.checks = checks.evaluate(made)
+    made.checks = goals.evaluate(made)
     made.missing = [Missing("apex <FusedAdam>", "not installed & more")]
     return made
 

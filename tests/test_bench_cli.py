@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -13,12 +11,13 @@ from pathlib import Path
 import bench_package  # noqa: F401
 import pytest
 
-from bench import cli, results, timing
-from bench import isolation as isolation_module
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
+
+from bench import cli, memory, results, timing
 from bench.goals import GOALS, Goal
-from bench.isolation import Isolation
 from bench.pairs import Pair, Target
-from bench.session import Session
+from bench.run import Session
 from bench.setups import SETUPS, Setup
 
 ROOT = Path(__file__).parent.parent
@@ -225,23 +224,26 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     assert found.memory[0].transient_bytes < found.memory[1].transient_bytes
 
 
-def test_isolated_processes_report_failures_and_go_on_after_a_timeout() -> None:
-    isolation = Isolation()
-    with contextlib.closing(isolation):
-        with pytest.raises(RuntimeError, match="KeyError: 'no such setup'"):
-            isolation.measure("no such setup", "smoke", "fp32", "cpu", None, 100)
-        with pytest.raises(TimeoutError):
-            isolation.measure("torch AdamW fused", "smoke", "fp32", "cpu", None, 0)
-        found = isolation.measure("torch AdamW fused", "smoke", "fp32", "cpu", None, 100)
-        assert found.state_bytes_per_parameter == pytest.approx(8, abs=0.01)
+def test_isolated_processes_report_failures_and_go_on() -> None:
+    where = ("smoke", "fp32", "cpu", None)
+    with pytest.raises(RuntimeError, match="KeyError: 'no such setup'"):
+        memory.isolated("no such setup", where, 100)
+    with pytest.raises(TimeoutError):
+        memory.isolated("torch AdamW fused", where, 0)
+    found = memory.isolated("torch AdamW fused", where, 100)
+    assert found.state_bytes_per_parameter == pytest.approx(8, abs=0.01)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking pytest
-def test_a_process_that_dies_is_reported(monkeypatch) -> None:
-    replies = io.StringIO()
-    monkeypatch.setattr("bench.isolation._answer", lambda request: os.kill(os.getpid(), 9))
-    isolation_module.serve(io.StringIO("{}\n"), replies)
-    assert json.loads(replies.getvalue()) == {"error": "the process ended with status -9"}
+class Dies:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_process_that_dies_is_reported() -> None:
+    with pytest.raises(RuntimeError, match="the process ended with status 3"):
+        memory.isolated(Dies(), ("smoke", "fp32", "cpu", None), 100)
 
 
 @pytest.mark.gpu
@@ -291,9 +293,3 @@ def test_filters(tmp_path: Path) -> None:
     for task in work:
         assert all(setup.op == "adafactor" for setup in task.setups)
         assert task.dtype == "bf16" and "T5" in task.what
-
-
-def test_without_rich_tables_are_plain(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("bench.display.rich", None)
-    assert cli.main(["--list"]) == 0
-    assert "torch AdamW fused clipped" in capsys.readouterr().out

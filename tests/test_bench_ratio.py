@@ -6,9 +6,9 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
-from bench import session
+from bench import run
 from bench.pairs import Pair
-from bench.session import Session
+from bench.run import Session
 from bench.setups import SETUPS
 from bench.timing import Times
 
@@ -32,11 +32,10 @@ class Scripted:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr(session.timing, "timer_for", lambda device, warm_up: Scripted())
+    monkeypatch.setattr(run.timing, "timer_for", lambda device, warm_up: Scripted())
     result = Session(torch.device("cpu"), rounds=3)
     assert {OURS, BASELINE} <= set(SETUPS)
     result.measure_pair(Pair(OURS, BASELINE, "default"), "smoke", "fp32")
-    result.close()
     return result
 
 

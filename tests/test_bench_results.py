@@ -8,10 +8,11 @@ from pathlib import Path
 import bench_package  # noqa: F401
 import pytest
 
-from bench import checks, results
+from bench import ROOT, goals, results
 from bench.goals import GOALS
-from bench.report import CPU_RESULTS
 from bench.results import Check, Copy, Machine, Memory, Missing, Ratio, Results, Row
+
+CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "results.json"
 
 
 def made_up(device: str = "cuda") -> Results:
@@ -134,7 +135,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_committed_results_carry_their_verdicts() -> None:
     found = results.load(CPU_RESULTS)
-    assert found.checks == checks.evaluate(found) != []
+    assert found.checks == goals.evaluate(found) != []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_verdicts_on_a_gpu_run() -> None:
         Memory("AdamW", "fused_optim", "smoke", "bf16", 10, 10.0, 12.0, 17 * 2**20),
         Memory("torch AdamW foreach", "torch", "smoke", "bf16", 10, 4.0, 6.0, 2**30),
     ]
-    verdicts = {c.name: (c.met, c.above_floor) for c in checks.evaluate(run)}
+    verdicts = {c.name: (c.met, c.above_floor) for c in goals.evaluate(run)}
     assert verdicts == {
         "adamw bandwidth: AdamW, llama-8b-2l, bf16": (True, True),
         "adafactor bandwidth: Adafactor T5 stochastic, llama-8b-2l, bf16": (False, False),
@@ -190,6 +191,6 @@ def test_verdicts_on_a_gpu_run() -> None:
 def test_a_cpu_run_is_held_to_its_ratios_alone() -> None:
     run = made_up("cpu")
     run.rows, run.ratios = [row(copy_percent=10.0)], [ratio(goal=1.0, floor=0.98)]
-    assert [check.name for check in checks.evaluate(run)] == [
+    assert [check.name for check in goals.evaluate(run)] == [
         "torch_compat.AdamW vs torch AdamW fused, tiny-1000, fp32"
     ]

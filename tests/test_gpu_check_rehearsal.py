@@ -10,7 +10,7 @@ from pathlib import Path
 import bench_package  # noqa: F401
 import pytest
 
-from bench import ROOT, sweep_shapes
+from bench import ROOT, shapes
 from bench.results import load
 
 
@@ -47,5 +47,5 @@ def test_a_rehearsal(tmp_path: Path) -> None:
         assert entry["status"] == ("skipped" if unfit else "passed"), (name, entry)
     assert len(list(out.iterdir())) <= 8
     results = load(out / "results.json")
-    assert results.ratios and any(sweep_shapes.kind_of(row.shapes) for row in results.rows)
+    assert results.ratios and any(shapes.kind_of(row.shapes) for row in results.rows)
     assert "torch_compat.AdamW" in (out / "report.html").read_text()

@@ -18,8 +18,8 @@ from bench import (
     gpu_check_build,
     large_worker,
     sanitize_worker,
+    shapes,
     sweep,
-    sweep_shapes,
 )
 from bench import gpu_check_pytest as recorder
 from bench.results import load
@@ -167,13 +167,13 @@ def test_lists_of_the_sweep() -> None:
             tensors, size = name.rpartition("-")[2].split("x")
             assert len(SHAPES[name]) == int(tensors)
             assert numel(SHAPES[name]) == int(tensors) * int(size) <= sweep.MOST[device]
-            assert sweep_shapes.kind_of(name) in (
-                sweep_shapes.FIXED_SIZE,
-                sweep_shapes.FIXED_TENSORS,
+            assert shapes.kind_of(name) in (
+                shapes.FIXED_SIZE,
+                shapes.FIXED_TENSORS,
             )
-    assert sweep_shapes.kind_of("llama-8b") is None
-    assert sweep_shapes.matrix(1_000_000) == (1000, 1000)
-    assert sweep_shapes.matrix(997) == (997,)  # a prime
+    assert shapes.kind_of("llama-8b") is None
+    assert shapes.matrix(1_000_000) == (1000, 1000)
+    assert shapes.matrix(997) == (997,)  # a prime
 
 
 def test_the_sweep_measures(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import bench_package  # noqa: F401
 import made_up_results as made_up
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+pytest.importorskip("seaborn")  # which needs pandas and matplotlib
 
-from bench import pictures, report_html, report_tables
+from bench import tables
 from bench.results import Results
+from tools.report import page, pictures
+from tools.report.__main__ import main
 
 VOID = {"meta", "img", "source"}
 
@@ -58,7 +61,7 @@ def folder(results: Results, tmp_path_factory) -> Path:
     results.save(folder / "results.json")
     (folder / "curves.json").write_text(json.dumps(made_up.curves()))
     arguments = ["results.json", "out", "--curves", "curves.json"]
-    assert report_html.main([str(folder / a) if a[0] != "-" else a for a in arguments]) == 0
+    assert main([str(folder / a) if a[0] != "-" else a for a in arguments]) == 0
     return folder / "out"
 
 
@@ -74,10 +77,13 @@ def test_the_page_is_one_file_that_loads_nothing(folder: Path, results: Results)
     assert svg.startswith("<?xml") and "</svg>" in svg
     assert pictures.PICTURES["speedups"][0] in reader.alternatives
     for ratio in results.ratios:
-        assert f"{ratio.ratio:.2f}×" in reader.cells
+        assert tables.figure(ratio.ratio) in reader.cells
+    judged = [ratio.check() for ratio in results.ratios]
     for check in results.checks:
         assert check.name in reader.cells
-    assert reader.cells.count("below the floor") == sum(not c.above_floor for c in results.checks)
+    assert reader.cells.count("BELOW FLOOR") == sum(
+        not check.above_floor for check in (*results.checks, *filter(None, judged))
+    )
 
 
 def test_the_page_escapes_what_it_is_given(folder: Path) -> None:
@@ -96,7 +102,7 @@ def test_the_pictures_of_a_readme_lie_beside_it(folder: Path) -> None:
 
 
 def test_a_page_of_nothing_says_where_it_is_from(results: Results) -> None:
-    text = report_html.page(Results(results.machine), ({}, {}))
+    text = page.page(Results(results.machine), ({}, {}))
     assert "Invented GPU" in text and "<table" not in text and "<figure" not in text
 
 
@@ -106,12 +112,18 @@ def test_the_figures_that_sum_up(results: Results) -> None:
     some.ratios = [r for r in pair if r.shapes in ("tiny-1000", "lora-r16")]
     some.ratios = [r for r in some.ratios if r.baseline == "torch AdamW fused"]
     some.ratios[0].ratio, some.ratios[1].ratio = 2.0, 8.0
-    assert report_html.summary(some) == [
+    assert page.summary(some) == [
         ("4×", "as fast as torch AdamW fused, many small tensors: geometric mean of 2 pairs")
     ]
 
 
-def test_columns_of_which_nothing_is_known_are_left_out() -> None:
-    text = report_tables.table(("a", "b", "c"), [("x", None, 1.0), ("y", None, None)], 1)
-    assert "<th>a</th>" in text and "<th>b" not in text and '<td class="n">1</td>' in text
-    assert report_tables.table(("a",), [], 0) == ""
+def test_columns_of_which_nothing_is_known_are_left_out(results: Results) -> None:
+    some = Results(results.machine, rows=results.rows[-2:])
+    (steps,) = tables.tables(some).values()
+    assert "launches" in steps and "host us" in steps
+    for row in some.rows:
+        row.launches = None
+    (steps,) = tables.tables(some).values()
+    assert "launches" not in steps
+    assert tables.tables(Results(results.machine)) == {}
+    assert "<th>launches" not in page.page(some, ({}, {}))

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from bench import agreement, checks, costs, machine, timing
+from bench import agreement, costs, goals, machine, memory, timing
 from bench.agreement import DisagreementError
-from bench.isolation import Isolation
 from bench.merging import merged
 from bench.pairs import Pair
 from bench.results import Copy, Missing, Ratio, Results, Row, quotient
@@ -57,11 +56,6 @@ class Session:
     def __post_init__(self) -> None:
         self.results = Results(machine.describe(self.device))
         self._timer = timing.timer_for(self.device, self.warm_up)
-        self._isolation = Isolation()
-
-    def close(self) -> None:
-        """End what the session started."""
-        self._isolation.close()
 
     def measure_copy(self) -> None:
         """Measure the bandwidth that rows are compared with."""
@@ -87,25 +81,16 @@ class Session:
         each = [b / o for b, o in zip(theirs.ms, own.ms, strict=True)]
         low, _, high = timing.quartiles(each)
         goal = pair.goal(self.device.type, shapes, dtype)
-        host = timing.median_ratio(own.host_us, theirs.host_us)
-        self.results.ratios.append(
-            Ratio(
-                ours=pair.ours,
-                baseline=pair.baseline,
-                shapes=shapes,
-                dtype=dtype,
-                kind=pair.kind,
-                parameters=ours.parameters,
-                baseline_ms=round(baseline_ms, 4),
-                ours_ms=round(ours_ms, 4),
-                rounds=len(each),
-                ratio=quotient(baseline_ms, ours_ms),
-                ratio_quartiles=[round(low, 3), round(high, 3)],
-                host_ratio=host,
-                goal=goal and goal.goal,
-                floor=goal and goal.floor,
-            )
+        ratio = Ratio(
+            *(pair.ours, pair.baseline, shapes, dtype, pair.kind, ours.parameters),
+            *(round(baseline_ms, 4), round(ours_ms, 4), len(each)),
+            ratio=quotient(baseline_ms, ours_ms),
+            ratio_quartiles=[round(low, 3), round(high, 3)],
+            host_ratio=timing.median_ratio(own.host_us, theirs.host_us),
+            goal=goal and goal.goal,
+            floor=goal and goal.floor,
         )
+        self.results.ratios.append(ratio)
         self.save()
 
     def measure_row(self, setup: Setup, shapes: str, dtype: str) -> None:
@@ -123,10 +108,9 @@ class Session:
         self._check_fits(shapes, dtype, 1)
         free()
         left = min(self.deadline - time.monotonic(), 1e6)
+        where = (shapes, dtype, str(self.device), self.backend)
         try:
-            found = self._isolation.measure(
-                setup.name, shapes, dtype, str(self.device), self.backend, left
-            )
+            found = memory.isolated(setup.name, where, left)
         except TimeoutError as error:
             raise TimeLimitError from error
         self.results.memory.append(found)
@@ -149,13 +133,10 @@ class Session:
         return self._tried[key]
 
     def attempt(self, what: str, setups: Iterable[Setup], measure: Callable[[], None]) -> bool:
-        """Measure something and note why, where that fails; say whether it was measured.
+        """Measure something, or note why that fails; say whether it was measured.
 
-        Args:
-            what: for the list of what is missing.
-            setups: what takes part. Where all of it is this package's or torch's, that it fails
-                is a failure of the run.
-            measure: one of the methods above, with its arguments.
+        Where all ``setups`` that take part are this package's or torch's, that it fails is a
+        failure of the run.
         """
         try:
             measure()
@@ -189,7 +170,7 @@ class Session:
 
     def save(self) -> None:
         """Judge what was measured so far and write it down."""
-        self.results.checks = checks.evaluate(self.results)
+        self.results.checks = goals.evaluate(self.results)
         if self.json is not None:
             merged(self.earlier, self.results).save(self.json)
 
@@ -222,15 +203,8 @@ class Session:
         rate = traffic and traffic * subject.parameters / (1e6 * median)
         copy = self.results.copy
         row = Row(
-            op=subject.setup.op,
-            optimizer=subject.setup.name,
-            source=subject.setup.source,
-            backend=subject.backend,
-            shapes=shapes,
-            dtype=subject.dtype,
-            tensors=subject.tensors,
-            parameters=subject.parameters,
-            rounds=len(times.ms),
+            *(subject.setup.op, subject.setup.name, subject.setup.source, subject.backend),
+            *(shapes, subject.dtype, subject.tensors, subject.parameters, len(times.ms)),
             ms=round(median, 4),
             ms_quartiles=[round(low, 4), round(high, 4)],
             host_us=round(timing.quartiles(times.host_us)[1], 1) if times.host_us else None,

@@ -1,4 +1,4 @@
-"""Writes measured figures into the README: ``python -m bench.report``.
+"""Writes measured figures into the README: ``python -m tools.report.readme``.
 
 The README's figures come from committed result files and nowhere else; a test holds them equal.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from bench import ROOT, pages
-from bench.display import figure
 from bench.results import Ratio, Results, load
+from bench.tables import figure
 
 README = ROOT / "README.md"
 CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "results.json"
@@ -50,23 +50,22 @@ def cpu_ratios(results: Results) -> list[Ratio]:
 def cpu_table(results: Results) -> str:
     """Return the README's table of CPU ratios in Markdown."""
     ratios, machine = cpu_ratios(results), results.machine
-    lines = [
-        f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; "
-        f"{min(ratio.rounds for ratio in ratios)} steps of each or more. The ratio is that of the "
-        "times; in brackets are the quartiles over the steps, pair by pair.",
-        "",
-        "| | instead of | dtype | shapes | before | after | ratio | goal |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for ratio in ratios:
         low, high = (figure(quartile, 3) for quartile in ratio.ratio_quartiles)
-        names = f"`{ratio.ours}` | {ratio.baseline} | {ratio.dtype} | {ratio.shapes}"
-        times = f"{_digits(ratio.baseline_ms)} ms | {_digits(ratio.ours_ms)} ms"
+        times = (f"{_digits(ms)} ms" for ms in (ratio.baseline_ms, ratio.ours_ms))
         goal = ""
         if ratio.goal is not None:
-            goal = f" {ratio.goal:g}, {'met' if ratio.ratio >= ratio.goal else 'missed'}"
-        lines.append(f"| {names} | {times} | {_digits(ratio.ratio)} [{low}, {high}] |{goal} |")
-    return "\n".join(lines) + "\n"
+            goal = f"{ratio.goal:g}, {'met' if ratio.ratio >= ratio.goal else 'missed'}"
+        names = (f"`{ratio.ours}`", ratio.baseline, ratio.dtype, ratio.shapes)
+        rows.append((*names, *times, f"{_digits(ratio.ratio)} [{low}, {high}]", goal))
+    head = ("", "instead of", "dtype", "shapes", "before", "after", "ratio", "goal")
+    return (
+        f"{machine.cpu}, {machine.threads} threads, torch {machine.torch}; "
+        f"{min(ratio.rounds for ratio in ratios)} steps of each or more. The ratio is that of the "
+        "times; in brackets are the quartiles over the steps, pair by pair.\n\n"
+        + pages.markdown(head, rows)
+    )
 
 
 def _digits(value: float) -> str:
@@ -81,7 +80,7 @@ def with_figures(readme: str, results: Results) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Bring the README up to the committed results."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tools.report.readme")
     parser.parse_args(arguments)
     README.write_text(with_figures(README.read_text(), load(CPU_RESULTS)))
 

@@ -1,0 +1,1 @@
+"""Pictures, pages and documents of what ``python -m bench`` measured."""
