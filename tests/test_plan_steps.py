@@ -157,6 +157,9 @@ def changes() -> dict:
     def param_data(optimizer, params):
         params[0].data = torch.ones_like(params[0])
 
+    def param_strides(optimizer, params):
+        params[0].data = params[0].data.t()  # of the same memory
+
     def state(optimizer, params):
         optimizer.state[params[0]]["exp_avg"] = torch.ones_like(params[0])
 
@@ -186,6 +189,7 @@ def changes() -> dict:
         new_dtype,
         strides,
         param_data,
+        param_strides,
         state,
         order_of_states,
         loaded,
@@ -213,7 +217,7 @@ def test_every_change_is_seen(seen: list, name: str) -> None:
         state = optimizer.state[param]
         assert records[index, 2] == state["exp_avg"].data_ptr()
         assert records[index, 12] == (3 if grad.dtype is torch.float64 else 0)
-        assert (records[index, 7] != 0) == (not grad.is_contiguous())
+        assert (records[index, 7] == 0) == (grad.is_contiguous() and param.is_contiguous())
         row = records[index, 10]
         assert seen[-1][2].rows[row, 11] == state["step"]
 
