@@ -113,7 +113,7 @@ bench: build ## time every optimizer for some minutes; `python -m bench` compare
 .PHONY: gpu-check
 gpu-check: ## build, test, sanitize and measure on a GPU; GPU_CHECK_ARGS=--help lists options
 	@"$(or $(PYTHON),$(if $(wildcard .venv/bin/python),.venv/bin/python,python3))" \
-	    -m bench.gpu_check $(GPU_CHECK_ARGS)
+	    -m tools.gpu_check $(GPU_CHECK_ARGS)
 
 .PHONY: clean
 clean: ## remove what was built, but not the virtual environment

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import bench_package  # noqa: F401
 
-from bench import gpu_check as check
-from bench import gpu_check_record as record
-from bench import gpu_check_stages as stages
+from tools.gpu_check import __main__ as check
+from tools.gpu_check import record, stages
 
 PASS = "print('all is well')"
 

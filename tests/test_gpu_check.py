@@ -17,12 +17,8 @@ import pytest
 from gpu_check_calls import PASS, call, context, page, stage
 
 from bench import ROOT
-from bench import gpu_check as check
-from bench import gpu_check_engine as engine
-from bench import gpu_check_plan as plan
-from bench import gpu_check_probe as probe
-from bench import gpu_check_record as record
-from bench import gpu_check_stages as stages
+from tools.gpu_check import __main__ as check
+from tools.gpu_check import engine, plan, probe, record, stages
 
 # --- stages ---------------------------------------------------------------------------------------
 
@@ -92,7 +88,7 @@ def test_shares_of_the_time() -> None:
 def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     where = context(tmp_path, "cuda")
     with pytest.raises(engine.Skip, match="compute-sanitizer is neither on PATH"):
-        stages.sanitizer("memcheck", "cuda").command(where)
+        plan.sanitizer("memcheck", "cuda").command(where)
     with pytest.raises(engine.Skip, match="pytest is not installed"):
         plan.parity("cuda", 60).command(where)
 
@@ -121,10 +117,10 @@ def test_it_is_told_to_end(tmp_path: Path) -> None:
     code = f"""if True:
         import sys, time
         sys.path.insert(0, {str(ROOT)!r})
-        from bench import gpu_check, gpu_check_plan as plan
-        from bench.gpu_check_stages import Stage, collect_record
+        from tools.gpu_check import __main__ as gpu_check
+        from tools.gpu_check.stages import Stage
         slow = [sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"]
-        stages = [Stage("slow", "sleeps", 1, 90, lambda _: slow, collect_record)]
+        stages = [Stage("slow", "sleeps", 1, 90, lambda _: slow)]
         gpu_check.choose = lambda names, quick: stages
         sys.exit(gpu_check.main(["--device", "cpu", "--out", sys.argv[1], "--work", sys.argv[2]]))
     """
@@ -157,7 +153,7 @@ def test_a_running_stage_is_on_disk(tmp_path: Path, monkeypatch) -> None:
             if kept["details"].get("passed") == 1:
                 raise SystemExit(0 if kept["status"] == "running" else 9)
     """
-    status, kept = call(tmp_path, stage("tests-x", code, collect=plan.collect_tests))
+    status, kept = call(tmp_path, stage("tests-x", code, collect=stages.collect_tests))
     assert (status, kept.stages["tests-x"].status) == (0, "passed")
     interrupted = record.Record(out)
     interrupted.start("tests-x", "", 1, "")
@@ -216,7 +212,7 @@ def test_gpus_are_told_apart_by_folder() -> None:
 def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Path) -> None:
     where = context(tmp_path, "cuda")
     where.found, where.limit_s = {"compute_sanitizer": "/x/compute-sanitizer", "cores": 16}, 200
-    command = stages.sanitizer("memcheck", "triton").command(where)
+    command = plan.sanitizer("memcheck", "triton").command(where)
     assert command[0] == "/x/compute-sanitizer"
     assert command[command.index("--tool") + 1] == "memcheck"
     assert command[command.index("--backend") + 1] == "triton"
@@ -224,10 +220,10 @@ def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Pat
     excluded = command[command.index("--kernel-name-exclude") + 1].partition("=")[2]
     assert excluded in "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEE"
     assert excluded not in "_ZN11fused_optim_GLOBAL__N_111AdamWKernelILl0ELNS_4ModeE0ELb0EEE"
-    command = stages.smoke("triton", 20).command(where)
-    assert {"bench.smoke_shares", "--compare", "--seconds"} <= set(command)
+    command = plan.smoke("triton", 20).command(where)
+    assert {"tools.gpu_check.shares", "--compare", "--seconds"} <= set(command)
     assert command[command.index("--jobs") + 1] == "10"
-    assert "bench.sanitize_worker" in stages.smoke("cuda", 20).command(where)
+    assert "tools.gpu_check.kernels" in plan.smoke("cuda", 20).command(where)
     where.found["packages"] = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
     command = plan.parity("cuda", 60).command(where)
     assert "--timeout" not in command
@@ -241,7 +237,7 @@ def test_a_hanging_tool_is_no_hang_of_the_probe(monkeypatch) -> None:
     monkeypatch.setattr(probe, "subprocess", SimpleNamespace(
         run=hangs, SubprocessError=subprocess.SubprocessError
     ))  # fmt: skip
-    assert probe._first_line(["nvidia-smi"]) is None
+    assert probe._output("nvidia-smi") is None
 
 
 def test_parity_stages_take_every_file_that_runs_over_backends() -> None:

@@ -11,11 +11,9 @@ import made_up_results as made_up
 import pytest
 from gpu_check_calls import PASS, call, context, page, stage
 
-from bench import gpu_check_engine as engine
-from bench import gpu_check_plan as plan
-from bench import gpu_check_stages as stages
 from bench import merging as figures
 from bench.goals import GOALS
+from tools.gpu_check import engine, plan, stages
 
 # --- calls that follow each other -----------------------------------------------------------------
 
@@ -64,12 +62,12 @@ def test_the_results_file_is_added_to(tmp_path: Path) -> None:
     new.save(where.record("bench"))
     outcome = engine.Outcome("failed", 1.0, 1, "...\nbelow their floors: x; y\n")
     bench = next(s for s in plan.STAGES if s.name == "bench")
-    status, reason, details = plan.collect_figures(where, bench, outcome)
+    status, reason, details = stages.collect_figures(where, bench, outcome)
     assert (status, reason) == ("passed", "figures are below their floors")
     assert details["notes"] == [f"{len(new.ratios)} ratios", "2 rows", f"{len(new.memory)} memory"]
     assert len(figures.read(where.results).rows) == 5
     failed = dataclasses.replace(outcome, output="FAILED  AdamW: no\nbelow their floors: x\n")
-    assert plan.collect_figures(where, bench, failed)[:2] == ("failed", "1 measurements failed")
+    assert stages.collect_figures(where, bench, failed)[:2] == ("failed", "1 measurements failed")
 
 
 # --- floors and the page --------------------------------------------------------------------------
@@ -104,7 +102,7 @@ def test_the_time_of_a_whole_build_is_judged_and_kept(tmp_path: Path) -> None:
         code = built(seconds, from_scratch)
         status, kept = call(tmp_path, stage("build", code, collect=stages.collect_build))
         assert (status, kept.stages["build"].details["whole_seconds"]) == (0, 41.0)
-        assert "| build | 41 | 30 |  | s | above the floor |" in page(tmp_path)
+        assert "| build | 41 | 30 | | s | above the floor |" in page(tmp_path)
 
 
 def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
@@ -113,7 +111,7 @@ def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
     lines += [{"test": "b", "outcome": "skipped", "seconds": 0, "text": "Skipped: no GPU"}]
     code = f"open({str(context(tmp_path).record('tests-x'))!r}, 'w').write({json.dumps(lines[0])!r}"
     code += f" + chr(10) + {json.dumps(lines[1])!r}); raise SystemExit(1)"
-    status, kept = call(tmp_path, stage("tests-x", code, collect=plan.collect_tests))
+    status, kept = call(tmp_path, stage("tests-x", code, collect=stages.collect_tests))
     assert (status, kept.stages["tests-x"].reason) == (1, "1 tests failed")
     text = page(tmp_path)
     assert "0 passed, 1 failed, 1 skipped" in text
@@ -135,7 +133,7 @@ def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_verdicts_of_a_sanitizer(tmp_path, output: str, returncode: int, expected: str) -> None:
     outcome = engine.Outcome("passed" if returncode == 0 else "failed", 1.0, returncode, output)
-    tool = stages.sanitizer("memcheck", "cuda")
+    tool = plan.sanitizer("memcheck", "cuda")
     status, reason, details = stages.collect_sanitizer(context(tmp_path), tool, outcome)
     assert status == expected
     assert (reason == "") == (status == "passed")

@@ -18,7 +18,7 @@ def rehearse(tmp_path: Path, stages: str, *more: str) -> tuple[int, dict, Path]:
     out = tmp_path / "out"
     words = ["--device", "cpu", "--out", str(out), "--work", str(tmp_path / "work")]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_check", *words, "--stages", stages, *more],
+        [sys.executable, "-m", "tools.gpu_check", *words, "--stages", stages, *more],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,54 +13,47 @@ import pytest
 import torch
 
 import fused_optim
-from bench import (
-    ROOT,
-    gpu_check_build,
-    large_worker,
-    sanitize_worker,
-    shapes,
-    sweep,
-)
-from bench import gpu_check_pytest as recorder
+from bench import ROOT, shapes, sweep
 from bench.results import load
 from bench.shapes import SHAPES, numel
+from tools.gpu_check import build, kernels, large, recorder
 
 # --- every kernel ---------------------------------------------------------------------------------
 
 
-def worker(tmp_path: Path, seconds: float = 1e9) -> sanitize_worker.Worker:
+def worker(tmp_path: Path, seconds: float = 1e9) -> kernels.Worker:
     options = {"backend": "eager", "device": "cpu", "compare": True, "seconds": seconds}
     options["share"] = (0, 1)
-    return sanitize_worker.Worker(argparse.Namespace(json=tmp_path / "record.json", **options))
+    return kernels.Worker(argparse.Namespace(json=tmp_path / "record.json", **options))
 
 
 def test_sums_are_compared_too(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         case = ("sums", dtype, "auto", "strided", ("eager", "cpu"))
         for p, q in zip(
-            sanitize_worker.trained(*case),
-            sanitize_worker.parameters(dtype, "strided", "cpu"),
+            kernels.trained(*case),
+            kernels.parameters(dtype, "strided", "cpu"),
             strict=True,
         ):
             expected = q.main_grad.float().to(dtype)
-            torch.testing.assert_close(p, expected * sanitize_worker.STEPS, rtol=2**-7, atol=0)
+            torch.testing.assert_close(p, expected * kernels.STEPS, rtol=2**-7, atol=0)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitize_worker, "SHAPES", ((9,), (5, 3)))
-    some = [case for case in sanitize_worker.cases() if case[0] == "AdamW"]
-    monkeypatch.setattr(sanitize_worker, "cases", lambda *share: iter(some))
+    monkeypatch.setattr(kernels, "SHAPES", ((9,), (5, 3)))
+    some = [case for case in kernels.cases() if case[0] == "AdamW"]
+    monkeypatch.setattr(kernels, "cases", lambda *share: iter(some))
 
 
 def test_every_optimizer_mode_and_layout_is_stepped() -> None:
-    cases = list(sanitize_worker.cases())
-    alike = [name for name in sanitize_worker.OPTIMIZERS if name != "sums"]  # which know no modes
+    cases = list(kernels.cases())
+    alike = [name for name in kernels.OPTIMIZERS if name != "sums"]  # which know no modes
     assert len(set(cases)) == len(cases) == (len(alike) * (1 + 5 + 4) + 3) * 2
-    for layout in sanitize_worker.LAYOUTS:
-        params = sanitize_worker.parameters(torch.bfloat16, layout, "cpu")
+    for layout in kernels.LAYOUTS:
+        params = kernels.parameters(torch.bfloat16, layout, "cpu")
         grads = [p.main_grad for p in params]
-        assert {g.dtype for g in grads} == set(sanitize_worker.precision.SUPPORTED_DTYPES)
+        assert {g.dtype for g in grads} == set(kernels.precision.SUPPORTED_DTYPES)
         assert all(g.is_contiguous() for g in grads) == (layout == "dense")
         assert any(g.data_ptr() % 16 for g in grads if g.numel()) == (layout == "strided")
 
@@ -75,7 +68,7 @@ def test_the_worker_counts_and_writes(tmp_path: Path, small: None) -> None:
 
 
 def test_a_wrong_kernel_is_a_failure(tmp_path: Path, small: None, monkeypatch) -> None:
-    real = sanitize_worker.trained
+    real = kernels.trained
 
     def wrong(name, dtype, mode, layout, where):
         results = real(name, dtype, mode, layout, where)
@@ -84,7 +77,7 @@ def test_a_wrong_kernel_is_a_failure(tmp_path: Path, small: None, monkeypatch) -
         checked.passed += dtype is torch.float16
         return results
 
-    monkeypatch.setattr(sanitize_worker, "trained", wrong)
+    monkeypatch.setattr(kernels, "trained", wrong)
     checked = worker(tmp_path)
     assert checked.run() == 8
     failures = json.loads((tmp_path / "record.json").read_text())["failures"]
@@ -96,8 +89,8 @@ def test_a_dead_device_ends_the_run(tmp_path: Path, small: None, monkeypatch) ->
     def dies(*_):
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(sanitize_worker, "trained", dies)
-    monkeypatch.setattr(sanitize_worker.Worker, "alive", lambda self: False)
+    monkeypatch.setattr(kernels, "trained", dies)
+    monkeypatch.setattr(kernels.Worker, "alive", lambda self: False)
     assert worker(tmp_path).run() == 1
     kept = json.loads((tmp_path / "record.json").read_text())
     assert kept["notes"][-1] == "the device does not answer after case 1"
@@ -111,19 +104,19 @@ def scaled_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same checks on tensors that fit a CPU, with the boundary at 2^17 elements."""
     smaller = {"DEVICE": "cpu", "HALF": 2**17, "NUMEL": 2**17 + 3 * 8192 + 13, "BLOCK": 9000}
     for name, value in {**smaller, "ROWS": 129, "COLS": 256, "WINDOW": 8000}.items():
-        monkeypatch.setattr(large_worker, name, value)
+        monkeypatch.setattr(large, name, value)
 
 
 def test_large_tensors_pass_where_all_is_well(scaled_down: None) -> None:
-    large_worker.adamw("eager", torch.float32)
-    large_worker.adamw("eager", torch.bfloat16, low_precision="split")
+    large.adamw("eager", torch.float32)
+    large.adamw("eager", torch.bfloat16, low_precision="split")
     for mode in ("split", "stochastic"):
-        large_worker.adafactor("eager", mode)
+        large.adafactor("eager", mode)
 
 
 @pytest.mark.parametrize("where", ["before", "after", "last"])
 def test_an_offset_that_wraps_is_seen(scaled_down: None, monkeypatch, where: str) -> None:
-    half, end = large_worker.HALF, large_worker.NUMEL
+    half, end = large.HALF, large.NUMEL
     element = {"before": half - 1, "after": half, "last": end - 1}[where]
 
     class Wraps(fused_optim.AdamW):
@@ -136,7 +129,7 @@ def test_an_offset_that_wraps_is_seen(scaled_down: None, monkeypatch, where: str
     monkeypatch.setattr(fused_optim, "AdamW", Wraps)
     with pytest.raises(AssertionError, match="elements .*Mismatched elements: 1"):
         try:
-            large_worker.adamw("eager", torch.float32)
+            large.adamw("eager", torch.float32)
         except AssertionError as error:
             raise AssertionError(" ".join(str(error).split())) from None
 
@@ -149,13 +142,13 @@ def test_one_wrong_row_of_adafactor_is_seen(scaled_down: None, monkeypatch) -> N
 
     monkeypatch.setattr(fused_optim, "Adafactor", Skips)
     with pytest.raises(AssertionError, match="256 elements are wrong"):
-        large_worker.adafactor("eager", "split")
+        large.adafactor("eager", "split")
 
 
 def test_the_cases_are_beyond_32_bits() -> None:
-    assert large_worker.NUMEL > 2**31 and large_worker.ROWS * large_worker.COLS > 2**31
-    assert all(0 <= w.start and w.stop <= large_worker.NUMEL for w in large_worker.windows())
-    assert large_worker.windows()[1].start < 2**31 < large_worker.windows()[1].stop
+    assert large.NUMEL > 2**31 and large.ROWS * large.COLS > 2**31
+    assert all(0 <= w.start and w.stop <= large.NUMEL for w in large.windows())
+    assert large.windows()[1].start < 2**31 < large.windows()[1].stop
 
 
 # --- sweep, build, record of tests ----------------------------------------------------------------
@@ -167,10 +160,7 @@ def test_lists_of_the_sweep() -> None:
             tensors, size = name.rpartition("-")[2].split("x")
             assert len(SHAPES[name]) == int(tensors)
             assert numel(SHAPES[name]) == int(tensors) * int(size) <= sweep.MOST[device]
-            assert shapes.kind_of(name) in (
-                shapes.FIXED_SIZE,
-                shapes.FIXED_TENSORS,
-            )
+            assert shapes.kind_of(name) in (shapes.FIXED_SIZE, shapes.FIXED_TENSORS)
     assert shapes.kind_of("llama-8b") is None
     assert shapes.matrix(1_000_000) == (1000, 1000)
     assert shapes.matrix(997) == (997,)  # a prime
@@ -192,9 +182,9 @@ def test_a_build_that_fails_leaves_one_without_kernels(tmp_path: Path, monkeypat
         calls.append(request)
         return int(request["FUSED_OPTIM_CUDA"] == "1")
 
-    monkeypatch.setattr(gpu_check_build, "_setup", fake)
+    monkeypatch.setattr(build, "_setup", fake)
     record = tmp_path / "build.json"
-    assert gpu_check_build.main([str(tmp_path / "site"), str(record), "9.0"]) == 1
+    assert build.main([str(tmp_path / "site"), str(record), "9.0"]) == 1
     assert calls == [
         {"FUSED_OPTIM_CUDA": "1", "FUSED_OPTIM_CUDA_ARCHS": "9.0"},
         {"FUSED_OPTIM_CUDA": "0"},
@@ -215,19 +205,14 @@ def test_tests_are_recorded_as_they_end(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text("import no_such_module\n")
     record = tmp_path / "record.jsonl"
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from bench import gpu_check_pytest as g; "
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools.gpu_check.recorder import main"
     )
-    code += "sys.exit(g.main(sys.argv[1:]))"
-    words = [
-        str(ROOT),
-        str(record),
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--continue-on-collection-errors",
-    ]
+    words = [str(ROOT), str(record), "-q", "-p", "no:cacheprovider"]
+    words += ["--continue-on-collection-errors", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, str(tmp_path)], cwd=tmp_path, capture_output=True
+        [sys.executable, "-c", f"{code}; sys.exit(main(sys.argv[1:]))", *words],
+        cwd=tmp_path,
+        capture_output=True,
     )
     assert done.returncode == 3
     found = recorder.summarise(record)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bench.results import write
 
 FORMAT = 1
 
@@ -18,19 +19,7 @@ TIMEOUT, CUT, SKIPPED = "timeout", "cut", "skipped"
 
 @dataclass
 class Entry:
-    """What came of one stage.
-
-    Attributes:
-        status: one of the names above.
-        title: what the stage does.
-        date: when it was started.
-        commit: of the checkout it ran in.
-        seconds: how long it ran.
-        limit_s: how long it was allowed to run.
-        reason: why it did not pass.
-        details: what its process recorded.
-        tail: the last lines of its output, where it did not pass.
-    """
+    """What came of one stage."""
 
     status: str
     title: str
@@ -38,9 +27,9 @@ class Entry:
     commit: str = ""
     seconds: float = 0.0
     limit_s: float = 0.0
-    reason: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-    tail: list[str] = field(default_factory=list)
+    reason: str = ""  # why it did not pass
+    details: dict[str, Any] = field(default_factory=dict)  # what its process recorded
+    tail: list[str] = field(default_factory=list)  # of its output, where it did not pass
 
     @property
     def failure(self) -> bool:
@@ -58,10 +47,7 @@ class Record:
     @classmethod
     def open(cls, path: Path) -> Record:
         """Return what earlier calls left; an unreadable file counts as none."""
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
-            return cls(path)
+        data = read_json(path) or {}
         if data.get("format") != FORMAT:
             return cls(path)
         stages = {name: Entry(**entry) for name, entry in data["stages"].items()}
@@ -73,19 +59,39 @@ class Record:
     def start(self, name: str, title: str, limit_s: float, commit: str) -> Entry:
         """Begin a stage; what an earlier call recorded of it is replaced."""
         date = time.strftime("%Y-%m-%d %H:%M")
-        entry = Entry(RUNNING, title, date, commit, limit_s=round(limit_s, 1))
-        self.stages[name] = entry
+        self.stages[name] = Entry(RUNNING, title, date, commit, limit_s=round(limit_s, 1))
         self.save()
-        return entry
+        return self.stages[name]
 
     def save(self) -> None:
-        """Write the file at once: a kill never leaves half of it."""
         data = {name: asdict(entry) for name, entry in self.stages.items()}
         write(self.path, json.dumps({"format": FORMAT, "stages": data}, indent=1) + "\n")
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file's content at once."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def read_json(path: Path) -> Any:
+    """Return what a file holds, or None where a process has not come to write one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+class Tally:
+    """The record of a stage that steps cases: counts, failures and notes, rewritten as it goes."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.passed = self.failed = 0
+        self.failures: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def fail(self, title: str, text: list[str]) -> None:
+        self.failed += 1
+        self.failures.append({"test": title, "text": text})
+        print("\n".join([f"FAILED {title}", *text]), flush=True)
+
+    def write(self) -> None:
+        if self.path:
+            counts = {"passed": self.passed, "failed": self.failed}
+            record = {**counts, "failures": self.failures[:8], "notes": self.notes}
+            write(self.path, json.dumps(record, indent=1))

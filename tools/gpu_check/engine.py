@@ -14,19 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import ROOT
 
 TICK_S = 5.0  # how often a running stage's record is brought up to date
 GRACE_S = 5.0  # between asking a stage to end and killing it
-SHORTEST_S = 5.0  # a stage that would get less is not started
 
 _RUN_MODULE = (
     "import runpy, sys; del sys.path[0]; del sys.argv[0]; "
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
-
 
 # A group of its own, so that it can be killed with all that it starts; and it dies with this
 # process (1 is PR_SET_PDEATHSIG), which a new session would outlive.
@@ -43,19 +40,18 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended.
+    """How a process ended: its exit status is negative for a signal, None if nothing ended it."""
 
-    Attributes:
-        status: "passed" (exit status 0), "failed" or "timeout".
-        seconds: how long it ran.
-        returncode: its exit status; negative for a signal, None if not even that could kill it.
-        output: what it printed.
-    """
-
-    status: str
+    status: str  # "passed" (exit status 0), "failed" or "timeout"
     seconds: float
     returncode: int | None
     output: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line that says something."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else ""
 
 
 def module(python: str, name: str, *arguments: object) -> list[str]:
@@ -89,18 +85,12 @@ def run(
     log: Path,
     limit_s: float,
     environment: dict[str, str],
-    on_tick: Callable[[], Any] = lambda: None,
+    on_tick: Callable[[float], None] = lambda seconds: None,
 ) -> Outcome:
     """Run a command until it ends or its time is up, and return what came of it.
 
-    Args:
-        command: program and arguments.
-        log: the file that its output is appended to.
-        limit_s: after so many seconds it is killed, with all it has started.
-        environment: its environment variables.
-        on_tick: called every few seconds.
-
-    Whatever is raised meanwhile, by a signal for one, the command is killed first.
+    Its output is appended to the log, and ``on_tick`` is called every few seconds. Whatever is
+    raised meanwhile, by a signal for one, the command is killed first, with all it has started.
     """
     begin, offset = time.monotonic(), log.stat().st_size if log.exists() else 0
     with open(log, "ab") as out:
@@ -114,24 +104,20 @@ def run(
         )
     in_time = False
     try:
-        in_time = _wait(process, begin + limit_s, on_tick)
+        while not in_time and (left := begin + limit_s - time.monotonic()) > 0:
+            try:
+                process.wait(min(TICK_S, left))
+                in_time = True
+            except subprocess.TimeoutExpired:
+                on_tick(time.monotonic() - begin)
     finally:
         _end_group(process)
     status = "passed" if process.returncode == 0 else "failed"
-    output = _text_from(log, offset)
+    with open(log, "rb") as file:
+        file.seek(offset)
+        output = file.read().decode("utf-8", "replace")
     seconds = time.monotonic() - begin
     return Outcome(status if in_time else "timeout", seconds, process.returncode, output)
-
-
-def _wait(process: subprocess.Popen, deadline: float, on_tick: Callable[[], Any]) -> bool:
-    """Return whether the process ended before the deadline."""
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            process.wait(min(TICK_S, left))
-            return True
-        except subprocess.TimeoutExpired:
-            on_tick()
-    return process.poll() is not None
 
 
 def _end_group(process: subprocess.Popen) -> None:
@@ -145,9 +131,3 @@ def _end_group(process: subprocess.Popen) -> None:
             process.wait(wait_s)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _text_from(path: Path, offset: int) -> str:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read().decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Builds the package for gpu-check: ``python -m bench.gpu_check_build FOLDER FILE [ARCHITECTURE]``.
+"""Builds the package for gpu-check: ``python -m tools.gpu_check.build FOLDER FILE [ARCHITECTURE]``.
 
 With an architecture the CUDA extension is required. Where it does not compile, the package is
 built without it after all, so that the stages after this one can test what is left.
@@ -53,9 +53,8 @@ def _setup(site: Path, request: dict[str, str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Build, write the record and return 1 if what was asked for could not be built."""
-    site, record = Path(arguments[0]), Path(arguments[1])
-    built = build(site, arguments[2] if arguments[2:] else None)
-    record.write_text(json.dumps(built))
+    built = build(Path(arguments[0]), arguments[2] if arguments[2:] else None)
+    Path(arguments[1]).write_text(json.dumps(built))
     print(built)
     return int(not built["built"])
 

@@ -1,6 +1,6 @@
 """Steps every kernel over odd sizes, layouts and modes; compute-sanitizer may watch it.
 
-``python -m bench.sanitize_worker --backend cuda --json FILE`` alone is the smoke test of gpu-check:
+``python -m tools.gpu_check.kernels --backend cuda --json FILE`` alone is gpu-check's smoke test:
 ``--compare`` holds every result to the eager backend's on a CPU. The sizes end in the middle of
 vectors, chunks and tiles. The record is rewritten after every case.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import time
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 
 import fused_optim
-from bench.gpu_check_record import write
 from fused_optim import dispatch, precision, torch_compat
+from tools.gpu_check.record import Tally
 
 SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17), (0, 4), (130, 1030))
 LAYOUTS = ("dense", "strided")
@@ -64,9 +63,7 @@ MODES = {
 def cases(share: int = 0, of: int = 1) -> Iterator[tuple[str, torch.dtype, str, str]]:
     """Return every optimizer, dtype, mode and layout, those that are used most first.
 
-    Args:
-        share: the number of a share; two of them have no dtype and mode, thus no kernel, in common.
-        of: how many shares there are.
+    Two of ``of`` shares have no dtype and mode, thus no kernel, in common.
     """
     pairs = [(dtype, mode) for dtype, modes in MODES.items() for mode in modes][share::of]
     for layout, (dtype, mode), name in itertools.product(LAYOUTS, pairs, OPTIMIZERS):
@@ -103,72 +100,57 @@ def trained(
     return [p.detach().cpu() for p in params]  # waits for the device
 
 
-def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    """Hold parameters to those of eager, loosely: the parity tests are exact."""
-    for p, q in zip(actual, expected, strict=True):
-        torch.testing.assert_close(p, q, rtol=TOLERANCE[p.dtype], atol=1e-6)
-
-
-class Worker:
+class Worker(Tally):
     """Runs the cases and keeps count."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options = options
-        self.deadline = time.monotonic() + options.seconds
-        self.failures: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-        self.passed = 0
+        super().__init__(options.json)
+        self._options = options
+        self._deadline = time.monotonic() + options.seconds
 
     def run(self) -> int:
         """Run all cases for which there is time; returns how many failed."""
-        all_cases = list(cases(*self.options.share))
+        all_cases = list(cases(*self._options.share))
         for number, case in enumerate(all_cases):
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > self._deadline:
                 self.notes.append(f"{number} of {len(all_cases)} cases, for want of time")
                 break
             begin = time.monotonic()
             alive = self.case(*case)
-            if number == self.options.share[0] == 0:
+            if number == self._options.share[0] == 0:
                 self.notes.append(f"{STEPS} first steps in {time.monotonic() - begin:.1f} s")
-            self.write()
             if not alive:
                 self.notes.append(f"the device does not answer after case {number + 1}")
                 break
+            self.write()
         self.write()
-        return len(self.failures)
+        return self.failed
 
     def case(self, name: str, dtype: torch.dtype, mode: str, layout: str) -> bool:
         """Run one case; returns whether the device can still be used."""
-        where = (self.options.backend, self.options.device)
+        where = (self._options.backend, self._options.device)
         try:
             result = trained(name, dtype, mode, layout, where)
-            if self.options.compare:
-                assert_close(result, trained(name, dtype, mode, layout, ("eager", "cpu")))
+            if self._options.compare:  # loosely: the parity tests are exact
+                expected = trained(name, dtype, mode, layout, ("eager", "cpu"))
+                for p, q in zip(result, expected, strict=True):
+                    torch.testing.assert_close(p, q, rtol=TOLERANCE[p.dtype], atol=1e-6)
             self.passed += 1
         except Exception as error:
-            title = f"{name}, {str(dtype).removeprefix('torch.')}, {mode}, {layout}"
             parts = traceback.format_exception_only(error)
             parts += traceback.format_tb(error.__traceback__)[-2:]
             text = [line for part in parts for line in part.rstrip().splitlines()][:14]
-            self.failures.append({"test": title, "text": text})
-            print("\n".join([f"FAILED {title}", *text]), flush=True)
+            self.fail(f"{name}, {str(dtype).removeprefix('torch.')}, {mode}, {layout}", text)
             return self.alive()
         return True
 
     def alive(self) -> bool:
         """Return whether the device works; after an illegal access nothing in a process does."""
         try:
-            torch.ones(1, device=self.options.device).cpu()
+            torch.ones(1, device=self._options.device).cpu()
         except RuntimeError:
             return False
         return True
-
-    def write(self) -> None:
-        """Write the record."""
-        if self.options.json:
-            counts = {"passed": self.passed, "failed": len(self.failures)}
-            record = {**counts, "failures": self.failures[:8], "notes": self.notes}
-            write(self.options.json, json.dumps(record, indent=1))
 
 
 def _share(text: str) -> tuple[int, int]:

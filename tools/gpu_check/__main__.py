@@ -1,4 +1,4 @@
-"""Checks the package on a machine with a GPU: ``make gpu-check``, or ``python -m bench.gpu_check``.
+"""Checks the package on a machine with a GPU: ``make gpu-check``, ``python -m tools.gpu_check``.
 
 Builds, tests, sanitizes and measures in stages, and writes as it goes: ``results.json`` (figures),
 ``stages.json`` (what came of each stage), ``summary.md`` (one page), ``report.html``, pictures and
@@ -18,23 +18,15 @@ import time
 from pathlib import Path
 
 from bench import ROOT
-from bench import gpu_check_summary as summary
-from bench.gpu_check_engine import SHORTEST_S, Outcome, Skip, run, share
-from bench.gpu_check_plan import STAGES, choose
-from bench.gpu_check_record import (
-    CUT,
-    FAILED,
-    PASSED,
-    RUNNING,
-    SKIPPED,
-    TIMEOUT,
-    Entry,
-    Record,
-    write,
-)
-from bench.gpu_check_stages import Context, Stage
 from bench.merging import read
+from bench.results import write
+from tools.gpu_check import summary
+from tools.gpu_check.engine import Outcome, Skip, run, share
+from tools.gpu_check.plan import STAGES, choose
+from tools.gpu_check.record import CUT, FAILED, PASSED, RUNNING, SKIPPED, TIMEOUT, Entry, Record
+from tools.gpu_check.stages import Context, Stage
 
+SHORTEST_S = 5.0  # a stage that would get less is not started
 TAIL_LINES = 30
 LOG_BYTES = 8 << 20  # a longer log is cut at its start
 MERGED = ("results.json", "stages.json", "log.txt")
@@ -47,12 +39,14 @@ class Check:
         self.context, self.stages, self.deadline = context, stages, deadline
         self.record = Record.open(context.out / "stages.json")
         self.log = context.out / "log.txt"
-        self.commit = _commit()
+        self.commit = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
 
     def run(self) -> int:
         """Run the stages and return the exit status."""
         for index, stage in enumerate(self.stages):
-            self.stage(stage, self.limit(index))
+            left = None if self.deadline is None else self.deadline - time.monotonic()
+            plan = [(s.expected_s, s.limit_s) for s in self.stages[index:]]
+            self.stage(stage, share(left, plan))
             if stage is STAGES[0] and self.record.stages[stage.name].failure:
                 return 2
         failures = summary.failures(self.record, self.context.results)
@@ -61,16 +55,11 @@ class Check:
         print(f"gpu-check: {'FAILED' if failures else 'no failure'}; see {self.context.out}")
         return int(bool(failures))
 
-    def limit(self, index: int) -> float:
-        """Return how long a stage may take, given those that come after it."""
-        left = None if self.deadline is None else self.deadline - time.monotonic()
-        return share(left, [(s.expected_s, s.limit_s) for s in self.stages[index:]])
-
     def stage(self, stage: Stage, limit_s: float) -> None:
         """Run one stage and record what came of it, whatever that is."""
         previous = self.record.stages.get(stage.name)
         self.context.previous = previous.details if previous else {}
-        entry = self.record.start(stage.name, stage.title, limit_s, self.commit)
+        entry = self.record.start(stage.name, stage.title, limit_s, self.commit or "unknown")
         print(f"gpu-check: {stage.name}: {stage.title} ...", flush=True)
         try:
             if limit_s < SHORTEST_S:
@@ -83,8 +72,8 @@ class Check:
             entry.status, entry.reason = CUT, "gpu-check was told to end"
             raise
         finally:
-            if entry.status == RUNNING:  # an error of gpu-check itself
-                entry.status, entry.reason = FAILED, "gpu-check failed in this stage"
+            if entry.status == RUNNING:
+                entry.status, entry.reason = FAILED, "gpu-check itself failed in this stage"
             self.keep()
             note = f" ({entry.reason})" if entry.reason else ""
             print(f"gpu-check: {stage.name}: {entry.status}, {entry.seconds:.0f} s{note}")
@@ -93,15 +82,16 @@ class Check:
         self.context.figures, self.context.limit_s = read(self.context.results), limit_s
         command = stage.command(self.context)
         self.context.record(stage.name).unlink(missing_ok=True)
-        _shorten(self.log)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.write_bytes(b"(cut)\n" + self.log.read_bytes()[-LOG_BYTES // 2 :])
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"\n=== {stage.name}: {stage.title} ({entry.date}, {limit_s:.0f} s)\n")
-        begin = time.monotonic()
 
-        def update() -> None:
-            so_far = Outcome(RUNNING, time.monotonic() - begin, None, "")
-            entry.seconds = round(so_far.seconds, 1)
-            entry.details = stage.collect(self.context, stage, so_far)[2]
+        def update(seconds: float) -> None:
+            entry.seconds = round(seconds, 1)
+            entry.details = stage.collect(self.context, stage, Outcome(RUNNING, seconds, None, ""))[
+                2
+            ]
             self.keep()
 
         variables = self.context.environment(**stage.variables)
@@ -117,41 +107,23 @@ class Check:
     def keep(self) -> None:
         """Write the record and the page made of it."""
         self.record.save()
-        page = summary.page(self.record, self.context.results)
-        write(self.context.out / "summary.md", page)
+        write(self.context.out / "summary.md", summary.page(self.record, self.context.results))
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
+def _output(*command: str) -> str | None:
+    """Return the last line that a command prints; in time, for a driver may hang."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def _shorten(log: Path) -> None:
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        log.write_bytes(b"(cut)\n" + log.read_bytes()[-LOG_BYTES // 2 :])
+        return None
+    return (done.stdout.strip().splitlines() or [None])[-1]
 
 
 def _gpu_name() -> str | None:
-    """Return the GPU's name as the driver's tool or, without that, torch has it; None without one.
-
-    In processes of their own: a driver may hang, and this process has to outlive that.
-    """
+    """Return the GPU's name as the driver's tool has it or, without that, torch."""
     ask_torch = "import torch; print(torch.cuda.get_device_name())"
-    for command in (
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        [sys.executable, "-c", ask_torch],
-    ):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        if done.stdout.strip():
-            return done.stdout.strip().splitlines()[-1]
-    return None
+    ask_driver = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return _output(*ask_driver) or _output(sys.executable, "-c", ask_torch)
 
 
 def _slug(gpu: str) -> str:
@@ -162,24 +134,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of a call."""
     text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("gpu-check", description=__doc__, formatter_class=text)
+    names = ", ".join(stage.name for stage in STAGES)
     parser.add_argument("--form", choices=("quick", "full"), default="quick")
-    parser.add_argument("--stages", help="only these, separated by commas: " + _names())
+    parser.add_argument("--stages", help=f"only these, separated by commas: {names}")
     parser.add_argument("--time-limit", type=float, help="seconds for all stages together")
     parser.add_argument("--out", type=Path, help="default: bench/results/<gpu>")
     parser.add_argument("--merge", type=Path, help="a folder of an earlier call, to go on from")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check")
     options = parser.parse_args(arguments)
-    names = None if options.stages is None else re.split(r"[,\s]+", options.stages.strip(", "))
+    wanted = None if options.stages is None else re.split(r"[,\s]+", options.stages.strip(", "))
     try:
-        options.stages = choose(names, options.form == "quick")
+        options.stages = choose(wanted, options.form == "quick")
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def _names() -> str:
-    return ", ".join(stage.name for stage in STAGES)
 
 
 def _told_to_end(number: int, frame: object) -> None:

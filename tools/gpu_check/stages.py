@@ -1,0 +1,180 @@
+"""What a stage of gpu-check is, and what is made of the process that it ran."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import ROOT
+from bench.merging import merged, read
+from bench.results import Results
+from tools.gpu_check.engine import Outcome
+from tools.gpu_check.record import read_json
+from tools.gpu_check.recorder import summarise
+
+SANITIZER_EXIT = 86
+
+
+@dataclass
+class Context:
+    """What the stages of one call share.
+
+    Attributes:
+        python: the interpreter that everything runs under.
+        device: "cuda" or, for a rehearsal, "cpu".
+        quick: whether tests and benchmarks take a sample of what there is.
+        out: the folder that is handed back.
+        work: the folder of records, and of the build in ``site``.
+        found: what the machine is; the first stage fills it in.
+        previous: details of the present stage in an earlier call.
+        figures: what was measured before the present stage.
+        limit_s: how long the present stage may take.
+    """
+
+    python: str
+    device: str
+    quick: bool
+    out: Path
+    work: Path
+    found: dict[str, Any] = field(default_factory=dict)
+    previous: dict[str, Any] = field(default_factory=dict)
+    figures: Results | None = None
+    limit_s: float = 0.0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def results(self) -> Path:
+        """The figures: what the benchmarks write and the pictures are drawn from."""
+        return self.out / "results.json"
+
+    @property
+    def site(self) -> Path:
+        """Where the package is built."""
+        return self.work / "site"
+
+    def record(self, stage: str) -> Path:
+        """Return the file that a stage's process writes."""
+        return self.work / f"{stage}.json"
+
+    def workers(self, most: int) -> int:
+        """Return how many processes may share the machine."""
+        return max(1, min(most, self.found["cores"] - 2))
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the variables of a stage: the build, then the checkout for bench and tools.
+
+        Then what PYTHONPATH names, where a bare machine may keep the peers that it was brought.
+        """
+        hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+        if not self.on_gpu:  # no kernels are built for a CPU
+            more = {k: v for k, v in more.items() if k != "FUSED_OPTIM_TEST_BACKEND"}
+        places = (str(self.site), str(ROOT), os.environ.get("PYTHONPATH"))
+        path = os.pathsep.join(filter(None, places))
+        return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+Collected = tuple[str, str, dict[str, Any]]
+"""Status, reason and details of a stage that has run."""
+
+Collect = Callable[[Context, "Stage", Outcome], Collected]
+
+
+def collect_record(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    """Take the record as it is; a process that fails gives its last line for a reason."""
+    details = read_json(context.record(stage.name)) or {}
+    return outcome.status, "" if outcome.status == "passed" else outcome.last_line, details
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the check.
+
+    Attributes:
+        name: what `--stages` calls it; all of a name's parts before a "-" name it too.
+        title: what it does, for readers.
+        expected_s: what it takes when all is well.
+        limit_s: what it may take.
+        command: returns the command, or raises `Skip`.
+        collect: what came of it, from its process and from its record.
+        variables: environment variables beside those of all stages.
+        full_only: whether it belongs to the full form alone.
+    """
+
+    name: str
+    title: str
+    expected_s: float
+    limit_s: float
+    command: Callable[[Context], list[str]]
+    collect: Collect = collect_record
+    variables: dict[str, str] = field(default_factory=dict)
+    full_only: bool = False
+
+
+def collect_probe(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    status, reason, details = collect_record(context, stage, outcome)
+    context.found = details
+    if status == "passed" and context.on_gpu and not details.get("gpu"):
+        return "failed", "torch sees no GPU; --device cpu rehearses the stages without one", details
+    return status, reason, details
+
+
+def collect_build(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    """Keep the time of a whole build, which a later call finds done for the most part."""
+    status, reason, details = collect_record(context, stage, outcome)
+    whole = details.get("seconds") if details.get("from_scratch") else None
+    details["whole_seconds"] = whole or context.previous.get("whole_seconds")
+    return status, reason, details
+
+
+def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    details = summarise(context.record(stage.name))
+    if details["failed"]:
+        return "failed", f"{details['failed']} tests failed", details
+    if outcome.returncode == 5:  # pytest's word for an empty selection
+        return "skipped", "no test is selected", details
+    return outcome.status, outcome.last_line if outcome.status == "failed" else "", details
+
+
+def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    """Add the figures to those of other stages and calls; the summary judges them."""
+    measured = read(context.record(stage.name))
+    figures = merged(context.figures, measured)
+    if figures is not None:
+        figures.save(context.results)
+    details: dict[str, Any] = {}
+    if measured is not None:
+        counts = {name: len(getattr(measured, name)) for name in ("ratios", "rows", "memory")}
+        details["notes"] = [f"{n} {name}" for name, n in counts.items() if n]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("FAILED")]
+    if lines:
+        details["failures"] = [{"test": line, "text": []} for line in lines]
+        return "failed", f"{len(lines)} measurements failed", details
+    if outcome.returncode == 1 and "below their floors" in outcome.output:
+        return "passed", "figures are below their floors", details
+    return outcome.status, "" if outcome.status == "passed" else outcome.last_line, details
+
+
+def collect_sanitizer(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+    """Tell an error of a kernel from a tool that can't run here."""
+    details = read_json(context.record(stage.name)) or {}
+    found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|SUMMARY: (\d+) hazard)", outcome.output)
+    errors = sum(int(a or b) for a, b in found)
+    lines = [line for line in outcome.output.splitlines() if line.startswith("=========")]
+    spoken = [line.strip("= ") for line in lines if line.strip("= ")]
+    details = {**details, "errors": errors if found else None, "lines": spoken[:12]}
+    if errors or outcome.returncode == SANITIZER_EXIT:
+        return "failed", f"{stage.name.partition('-')[0]} found {errors} errors", details
+    if outcome.status == "timeout" or found and outcome.status == "passed":
+        return outcome.status, "", details
+    if found or "Traceback" in outcome.output:
+        return "failed", outcome.last_line, details
+    why = next((s for s in spoken if "COMPUTE-SANITIZER" not in s), outcome.last_line)
+    return "skipped", f"compute-sanitizer does not run here: {why}", details
