@@ -64,7 +64,7 @@ def tensorflow_row(
     clip_value = group["clipvalue"]
     return AdamWRow(
         grad_mul=sign(group),
-        clip_value=math.inf if clip_value is None else clip_value,
+        clip_value=math.inf if clip_value is None else float(clip_value),
         decay_before=1.0 - lr * weight_decay if decays else 1.0,
         omb1=1.0 - beta1,
         b2=beta2,

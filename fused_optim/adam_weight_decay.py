@@ -86,6 +86,7 @@ class AdamWeightDecay(AdamFamily):
     Source: ``transformers.AdamWeightDecay`` 4.38 on the legacy Keras Adam.
     """
 
+    _attributes = (*AdamFamily._attributes, "clipnorm", "global_clipnorm", "decay")
     _pickled = (
         *AdamFamily._pickled,
         *("learning_rate", "name", "clipnorm", "global_clipnorm", "decay"),
@@ -115,13 +116,7 @@ class AdamWeightDecay(AdamFamily):
         if lr is not None:
             warnings.warn("`lr` is deprecated; use `learning_rate`", FutureWarning, stacklevel=2)
             learning_rate = lr
-        _check_keras_options(
-            common.get("max_grad_norm"),
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            decay=decay,
-        )
+        _check_keras_options(clipvalue=clipvalue, decay=decay)
         self.learning_rate = learning_rate if callable(learning_rate) else None
         self.name = name
         self.clipnorm, self.global_clipnorm = clipnorm, global_clipnorm
@@ -138,6 +133,17 @@ class AdamWeightDecay(AdamFamily):
             "iterations": 0,
         }
         super().__init__(params, defaults, **common)
+
+    def _check_attributes(self) -> None:
+        super()._check_attributes()
+        _check_keras_options(clipnorm=self.clipnorm, global_clipnorm=self.global_clipnorm)
+        _check_keras_options(decay=self.decay)
+        norms = (self.max_grad_norm, self.clipnorm, self.global_clipnorm)
+        if sum(norm is not None for norm in norms) > 1:
+            raise ValueError(
+                "Cannot accept more than one of clipnorm, global_clipnorm and max_grad_norm; pass "
+                "one"
+            )
 
     def decays(self, name: str) -> bool:
         """Return whether a parameter of this name decays, at whatever rate its group has."""
@@ -193,9 +199,10 @@ class AdamWeightDecay(AdamFamily):
             group["iterations"] = count
         return count
 
-    def _prepare_step(self) -> None:
+    def _prepare_step(self) -> Callable[[], None]:
         count = self._agree_on_count()
         rate = self._rate_at(count)
+        before = [(group, group["lr"]) for group in self.param_groups]
         for group in self.param_groups:
             # A rate of 0 before the first step is not the schedule's own: with such a step and
             # gradients of zero, torch.distributed.checkpoint creates state and wants no decay.
@@ -203,6 +210,12 @@ class AdamWeightDecay(AdamFamily):
             if rate is not None and not held:
                 group["lr"] = rate
             group["iterations"] = count + 1
+
+        def take_back() -> None:
+            for group, lr in before:
+                group["lr"], group["iterations"] = lr, count
+
+        return take_back
 
     def _rate_at(self, count: int) -> float | None:
         """Return what a callable learning rate is after ``count`` steps, None where it is none."""
@@ -220,9 +233,17 @@ class AdamWeightDecay(AdamFamily):
         saved.setdefault("iterations", int(float(saved["step"])))
         return saved
 
-    def _structure(self, group: dict[str, Any]) -> Hashable:
+    def _structure(self, group: dict[str, Any]) -> Any:
         patterns = (self.include_in_weight_decay, self.exclude_from_weight_decay)
-        return (super()._structure(group), *patterns)
+        return (super()._structure(group), *patterns, group.get("param_names"))
+
+    def _check_members(self, group: dict[str, Any]) -> None:
+        names = group.get("param_names")
+        if names is not None and len(names) != len(group["params"]):
+            raise ValueError(
+                f"param_names has {len(names)} names for {len(group['params'])} parameters, and "
+                "weight decay goes by name; change both lists together"
+            )
 
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
         names = group.get("param_names")
@@ -243,13 +264,15 @@ class AdamWeightDecay(AdamFamily):
         if not (launches or self.clip_group):
             return
         if self.clipnorm is not None:
+            clipnorm = float(self.clipnorm)
             sums = self._run("grad_square_sums", launches)
             for (_, launch), squares in zip(launches, sums, strict=True):
-                launch.clip = self.clipnorm / squares.sqrt().clamp(min=self.clipnorm)
+                launch.clip = clipnorm / squares.sqrt().clamp(min=clipnorm)
                 launch.clip_per_tensor = True
         elif self.global_clipnorm is not None:
             self.grad_norm = self._global_norm(launches, sums)
-            coefficient = self.global_clipnorm / self.grad_norm.clamp(min=self.global_clipnorm)
+            bound = float(self.global_clipnorm)
+            coefficient = bound / self.grad_norm.clamp(min=bound)
             for bucket, launch in launches:
                 launch.clip = coefficient.to(bucket.key.device)
         else:
@@ -330,13 +353,8 @@ def _compiled(patterns: Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(pattern) for pattern in patterns or ())
 
 
-def _check_keras_options(max_grad_norm: float | None, **options: float | None) -> None:
+def _check_keras_options(**options: float | None) -> None:
     """Check what Keras takes as keyword arguments, with its messages; None is "not given"."""
     for name, value in options.items():
         if value is not None and not (isinstance(value, numbers.Real) and value >= 0):
             raise ValueError(f"Expected {name} >= 0, received: {value!r}")
-    norms = (max_grad_norm, options["clipnorm"], options["global_clipnorm"])
-    if sum(norm is not None for norm in norms) > 1:
-        raise ValueError(
-            "Cannot accept more than one of clipnorm, global_clipnorm and max_grad_norm; pass one"
-        )

@@ -7,6 +7,7 @@ It does no tensor arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import is_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 # Private to torch, so optional: it keeps torch.compile from tracing into a function.
 _disable_dynamo = getattr(torch, "_disable_dynamo", lambda function: function)
+
+
+def _nothing() -> None:
+    pass
 
 
 class CommonOptions(TypedDict, total=False):
@@ -94,20 +99,23 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     _updates: ClassVar[tuple[str, ...]]  # the ops that come after it
     _aliases: ClassVar[dict[str, str]] = {}
     _shows_torch_steps: ClassVar[bool] = False  # 0-d tensors in state dicts, as torch's are
+    _attributes: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "clip_group", "seed")
     _pickled: ClassVar[tuple[str, ...]] = (
-        *("backend", "max_grad_norm", "clip_group", "seed", "fused_unscale", "grad_norm"),
-        "_options",
+        *_attributes,
+        *("fused_unscale", "grad_norm", "_options"),
     )
 
     clip_group: ProcessGroup | None = None
     grad_norm: torch.Tensor | None = None
     # What groups have unless they say otherwise.
     _options: Mapping[str, Any] = MappingProxyType({})
-    # The groups' settings as they were last checked.
+    # The groups' settings and the optimizer's attributes as they were last checked.
     _checked: Sequence[dict[str, Any]] = ()
+    _checked_attributes: Sequence[Any] = ()
     # Tables of the last step, and what it takes to see that they still hold. Never saved.
     _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
     _steady: Steady | None = None
+    _take_back: Callable[[], None] = staticmethod(_nothing)
 
     def __init__(
         self,
@@ -123,18 +131,13 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         clip_group: ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
-        dispatch.check_backend(backend, self._updates[-1])
-        if max_grad_norm is not None:
-            validation.check_number(max_grad_norm, "max_grad_norm", low=0.0)
-        clipping.check_group(clip_group)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"Invalid seed: {seed!r} - should be an integer in [0, 2**64)")
         self.backend = backend
         self.max_grad_norm = max_grad_norm
         self.clip_group = clip_group
         self.seed = seed
         self.fused_unscale = False
         self.grad_norm = None
+        self._check_attributes()
         # Not in the groups: torch.distributed.checkpoint insists that a checkpoint has each key of
         # a group, and a peer's checkpoint has none of these.
         self._options = {
@@ -189,8 +192,16 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             group.get("beta1") is None,
         )
 
-    def _prepare_step(self) -> None:
-        """Do what comes before each step that updates something."""
+    def _prepare_step(self) -> Callable[[], None]:
+        """Do what comes before each step that updates something.
+
+        Returns:
+            What takes it back, if the step raises.
+        """
+        return _nothing
+
+    def _check_members(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for parameters that do not go with what a group says of them."""
 
     def _clip(self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None) -> None:
         """Set the launches' clip coefficients.
@@ -202,7 +213,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if self.max_grad_norm is None or not (launches or self.clip_group):
             return
         self.grad_norm = self._global_norm(launches, sums)
-        coefficient = (self.max_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        coefficient = (float(self.max_grad_norm) / (self.grad_norm + 1e-6)).clamp(max=1.0)
         for bucket, launch in launches:
             launch.clip = coefficient.to(bucket.key.device)
 
@@ -282,6 +293,16 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             with validation.naming(f"{where}: "):
                 precision.resolve_mode(group["low_precision"], param.dtype)
 
+    def _check_attributes(self) -> None:
+        """Raise for options of the whole optimizer that can't be used; they may be written to."""
+        dispatch.check_backend(self.backend, self._updates[-1])
+        if self.max_grad_norm is not None:
+            validation.check_number(self.max_grad_norm, "max_grad_norm", low=0.0)
+        clipping.check_group(self.clip_group)
+        seed = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"Invalid seed: {seed!r} - should be an integer in [0, 2**64)")
+
     def _check_settings(self, settings: dict[str, Any], group_index: int) -> None:
         with validation.naming(f"{type(self).__name__}, group {group_index}: "):
             validation.check_common(settings)
@@ -295,13 +316,20 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         Raises:
             ValueError: one can't be used; nothing was changed.
         """
+        attributes = [getattr(self, name) for name in self._attributes]
+        if len(self._checked_attributes) != len(attributes) or not all(
+            map(is_, self._checked_attributes, attributes)
+        ):
+            self._check_attributes()
+            self._checked_attributes, self._steady = attributes, None
         found = [self.settings(group) for group in self.param_groups]
-        known = self._checked if len(self._checked) == len(found) else found
-        for index, (before, now) in enumerate(zip(known, found, strict=True)):
-            if before is now or not validation.same_settings(before, now):
+        same = len(self._checked) == len(found)
+        for index, now in enumerate(found):
+            if not (same and validation.same_settings(self._checked[index], now)):
+                validation.check_there(now, self.defaults, f"{type(self).__name__}, group {index}")
                 here = {name: validation.unread(value) for name, value in now.items()}
                 self._check_settings(here, index)
-        self._checked = found
+        self._checked = [validation.without_parameters(now) for now in found]
         return found
 
     @_disable_dynamo
@@ -337,17 +365,28 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if found_inf is not None and not on_device and found_inf.item() != 0:
             return loss
         captures = plan_upload.capturing()
-        steady = self._steady.advance(self, settings) if self._steady and not captures else None
-        if steady is not None:
-            buckets, written = steady
-            self._run_step(buckets)
-            increment_versions(written)
-        else:
-            self._step_anew(found_inf, captures)
+        known, self._steady = self._steady, None  # a step that raises leaves none to go on from
+        try:
+            if captures or known is None or not known.step(self, settings, self._run_step):
+                self._step_anew(found_inf, captures)
+            else:
+                self._steady = known
+        except BaseException:
+            self._take_back()
+            raise
+        finally:
+            self._take_back = _nothing
         return loss
+
+    def _begin(self) -> None:
+        """Begin a step that updates something."""
+        self._take_back = self._prepare_step()
 
     def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
         """Make a step that takes nothing over from the last one but device tables."""
+        for index, group in enumerate(self.param_groups):
+            with validation.naming(f"{type(self).__name__}, group {index}: "):
+                self._check_members(group)
         pending = bucketing.parameters_with_gradients(self)
         kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
         if captures:
@@ -355,23 +394,25 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if self._clips_by_whole_norms():
             clipping.check_whole(self, pending)
         bucketing.check_states(self, pending, kinds)
+        if pending:
+            self._begin()
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
         homes = bucketing.sorted_into_buckets(self, pending, kinds)
         buckets = list({id(bucket): bucket for bucket, _ in homes}.values())
         for bucket in buckets:
             bucket.kept_plan = None if captures else self._plans.get((bucket.key, bucket.backend))
-        if pending:
-            self._prepare_step()
-        bucketing.advance(self, pending, homes, found_inf)
+        count = bucketing.give_rows(self, pending, homes, found_inf)
         self._run_step(buckets)
+        count()
         for bucket in buckets:
             if bucket.plan is not None:
                 increment_versions(bucket.written())
         if not captures:  # capturable.py, note: [capture]
             capturable.prepare_capture(buckets)
             self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
-            lasts = pending and Steady.holds_for(pending, kinds)
+            lasts = pending and not torch.is_inference_mode_enabled()
+            lasts = lasts and Steady.holds_for(pending, kinds)
             self._steady = Steady(self, pending, kinds, buckets) if lasts else None
 
     def _run_step(self, buckets: list[Bucket]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ def parameters_with_gradients(optimizer) -> list[Pending]:
         RuntimeError: a gradient does not fit its parameter.
     """
     found: list[Pending] = []
-    name = type(optimizer).__name__
+    name, seen = type(optimizer).__name__, set()
     for group_index, index, param, number in _numbered(optimizer):
         grad = getattr(param, "main_grad", None)
         if grad is None:
@@ -43,6 +43,11 @@ def parameters_with_gradients(optimizer) -> list[Pending]:
         where = validation.place(optimizer.param_groups[group_index], group_index, index)
         validation.check_param(param, f"{name}: {where}")
         validation.check_gradient(grad, param, name, where)
+        # Kernels see memory alone.
+        grad = grad.clone() if grad._is_zerotensor() else grad.resolve_neg()
+        if id(param) in seen:
+            raise ValueError(f"{name}: {where} is listed twice; list each parameter once")
+        seen.add(id(param))
         found.append((group_index, index, param, grad, number))
     return found
 
@@ -141,13 +146,19 @@ def sorted_into_buckets(
     return homes
 
 
-def advance(
+def give_rows(
     optimizer,
     pending: list[Pending],
     homes: list[tuple[Bucket, TensorEntry]],
     found_inf: torch.Tensor | None,
-) -> None:
-    """Advance the step counts and give the buckets their rows, and the entries their indices."""
+) -> Callable[[], None]:
+    """Give the buckets the rows of the step that comes, and the entries their indices.
+
+    Step counts on a device are advanced here, since rows are computed from them.
+
+    Returns:
+        What advances the other step counts. It is to be called once the step is made.
+    """
     steps: list[torch.Tensor] = []
     counted: list[tuple[dict[str, Any], int]] = []
     on_device: dict[int, tuple[Bucket, capturable.DeviceRows]] = {}
@@ -168,8 +179,12 @@ def advance(
             row = bucket.row_index[row_key] = len(bucket.rows)
             bucket.rows.append(optimizer._row(group, step, variant))
         entry.row = row
-    for param_state, step in counted:  # all rows are there: nothing can fail any more
-        param_state["step"] = step
     capturable.advance(steps, found_inf)
     for bucket, rows in on_device.values():
         rows.fill(bucket, lambda g, s, v: optimizer._row(groups[g], s, v))
+
+    def count() -> None:
+        for param_state, step in counted:
+            param_state["step"] = step
+
+    return count

@@ -126,6 +126,8 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
             where = validation.place(group, number, index)
             if validation.trains(param):
                 validation.check_param(param, f"{what}: {where}")
+            with validation.naming(f"{what}: {where}: "):
+                state.check(param, optimizer.state.get(param, {}), (), capturable=True)
             modes[id(param)] = _mode_of(optimizer, group, param)
             if id(param) not in there:
                 missing.append(where)
@@ -163,7 +165,9 @@ def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.T
     if mode == "stochastic":  # there is no step to draw for
         mode = "nearest"
     key = precision.extra_state(mode, param.dtype)
-    extra = None if key is None else kept[key[0]]
+    extra = None if key is None else kept.get(key[0])
+    if extra is None and key is not None:  # a parameter that was frozen before it had any
+        mode = "nearest"
     for first, (block, source, beside) in storage.blocks([param.detach(), value, extra]):
         source = source.to(param.device, precision.math_dtype(param.dtype))
         storage.encode_(block, beside, source, mode, None, first)

@@ -5,6 +5,7 @@ Nothing here changes the optimizer: all of a dict is converted and checked befor
 
 from __future__ import annotations
 
+import collections
 import copy
 import numbers
 import warnings
@@ -50,7 +51,7 @@ def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             )
         ]
         homes = _homes(optimizer, new_groups, saved_groups)
-        new_state = type(optimizer.state)(dict)
+        new_state = collections.defaultdict(dict)
         for key, value in saved_state.items():
             home = homes.get(key)
             if home is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
@@ -39,7 +39,17 @@ def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence
                 f"group {index} is no dict with a list 'params': {_few(group)}; load the dict as "
                 "it was saved"
             )
-    ids = {param_id for group in groups for param_id in group["params"]}
+        names = group.get("param_names")
+        if names is not None and not (
+            isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"'param_names' of group {index} is no list of names: {_few(names)}")
+    every = [param_id for group in groups for param_id in group["params"]]
+    if not all(isinstance(param_id, Hashable) for param_id in every):
+        raise ValueError("'params' of a group has no ids, but things that can't be looked up")
+    ids = set(every)
+    if len(ids) != len(every):
+        raise ValueError("an id occurs twice in the 'params' of the dict's groups")
     if not ids & states.keys():
         from_json = {key: int(key) for key in states if isinstance(key, str) and key.isdigit()}
         if ids & set(from_json.values()):
@@ -80,6 +90,12 @@ def _reordered(index: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -
     ids = list(saved["params"])
     if not names or not saved_names or names == saved_names:
         return ids
+    for whose, some in (("optimizer's", names), ("dict's", saved_names)):
+        if len(some) != len(ids):
+            raise ValueError(
+                f"the {whose} group {index} has {len(some)} param_names for {len(ids)} parameters; "
+                "change both lists together"
+            )
     names, saved_names = ([_bare(name) for name in some] for some in (names, saved_names))
     if names == saved_names:
         return ids

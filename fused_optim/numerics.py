@@ -88,6 +88,7 @@ class NumericsReport:
             RuntimeError: no parameter has a gradient, or one has a gradient that `step` refuses.
         """
         validation.check_number(threshold, "threshold", low=0.0, high=1.0, open_high=True)
+        self._checked_settings()
         pending = bucketing.parameters_with_gradients(self)
         if not pending:
             raise RuntimeError(

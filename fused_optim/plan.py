@@ -195,8 +195,8 @@ class Plan:
         for name, values in (("grad", addresses), ("flags", aligned)):
             column = _COLUMN[name]
             if not torch.equal(self.host[:, column], values):
-                self.host[:, column] = values
                 plan_upload.upload_(self.records[:, column], values)
+                self.host[:, column] = values
 
     def lay_out_scratch(self, size: Counts) -> None:
         """Give every tensor its part of the scratch buffer, where that was not done before."""

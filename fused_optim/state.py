@@ -69,6 +69,9 @@ class StateTensor:
                     f"{tuple(param.shape)} needs {shape}; load a state of the same model"
                 )
             value = value.reshape(shape)
+        missing = validation.memory_missing(value)
+        if missing is not None:
+            raise ValueError(f"state {self.key!r} {missing}; load a state that is in memory")
         if validation.overlaps(value):
             value = value.clone(memory_format=torch.contiguous_format)
         if self.key == "remainder":
@@ -130,10 +133,14 @@ def check(
     if not state:
         return
     step = state.get("step", 0)
+    needed = [tensor.key for tensor in spec if tensor.needed and not tensor.may_begin_late]
     if capturable and isinstance(step, torch.Tensor):
-        return
-    if state_values.step_count(step):
-        needed = (tensor.key for tensor in spec if tensor.needed and not tensor.may_begin_late)
+        if step.numel() != 1:
+            raise ValueError(f"state 'step' has shape {tuple(step.shape)}; it should be one number")
+        started = any(state.get(key) is not None for key in needed)
+    else:
+        started = state_values.step_count(step) > 0
+    if started:
         state_values.check_complete(state, needed)
 
 
@@ -165,6 +172,8 @@ def ensure(
             )
         elif value.dtype is not tensor.dtype or value.device != param.device:
             state[tensor.key] = tensor.converted(value, param)
+        elif value.is_inference() and not torch.is_inference_mode_enabled():
+            state[tensor.key] = value.clone()  # which may be written to outside of that mode
     for key in _MODE_OF_KEY:
         if key in state and not any(tensor.key == key for tensor in spec):
             del state[key]

@@ -51,6 +51,10 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
         what = f"is {value.dtype}; it should be of a float dtype"
     elif value.is_meta and device.type != "meta":
         what = f"is on the meta device, where it has no values; {REMEDY}"
+    elif value.is_neg():
+        what = "is a view that shows its memory negated; take value.resolve_neg()"
+    elif key == "remainder":
+        remainder_bits(value)
     if what is not None:
         raise ValueError(f"state {key!r} {what}")
 
@@ -95,7 +99,7 @@ def step_count(step: Any) -> int:
     """
     try:
         value = float(step)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         value = math.nan
     if not (value >= 0.0 and value.is_integer()):
         raise ValueError(f"state 'step' is {step!r}; it should be a whole number, 0 or more")

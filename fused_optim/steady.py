@@ -12,18 +12,21 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import compress, repeat
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 
+from fused_optim import validation
 from fused_optim.launch import Bucket, BucketKey, TensorEntry
 
 _data_ptr = torch.Tensor.data_ptr
 _is_contiguous = torch.Tensor.is_contiguous
 _stride = torch.Tensor.stride
+_is_neg = torch.Tensor.is_neg
+_offset = torch.Tensor.storage_offset
 _dtype = attrgetter("dtype")
 _device = attrgetter("device")
 _shape = attrgetter("shape")
@@ -108,28 +111,27 @@ class Steady:
             kind.key.capturable for kind in kinds
         )
 
-    def advance(
-        self, optimizer, settings: Sequence[dict[str, Any]]
-    ) -> tuple[list[Bucket], list[torch.Tensor]] | None:
-        """Return this step's buckets, and the tensors whose versions are left to increment.
-
-        Step counts are advanced. None if anything is not as it was; then nothing was changed.
+    def step(
+        self,
+        optimizer,
+        settings: Sequence[dict[str, Any]],
+        run: Callable[[list[Bucket]], None],
+    ) -> bool:
+        """Make a step and return True, or False if anything is not as it was; nothing is changed.
 
         Args:
             optimizer: whose step it is.
             settings: of its groups, checked.
+            run: runs the ops of a step on buckets.
         """
         try:
             found = self._unchanged(optimizer, settings)
         except (TypeError, RuntimeError, AttributeError, KeyError):
-            return None  # a gradient or state that is missing, sparse or no tensor
+            return False  # a gradient or state that is missing, sparse or no tensor
         if found is None:
-            return None
+            return False
         params, grads, states, written = found
-        optimizer._prepare_step()
-        self._steps = steps = [step + 1 for step in self._steps]
-        for state, step in zip(states, steps, strict=True):
-            state["step"] = step
+        optimizer._begin()
         buckets = [self._bucket(optimizer, known) for known in self._buckets]
         for bucket, known in zip(buckets, self._buckets, strict=True):
             if known.plan is None:
@@ -137,7 +139,12 @@ class Steady:
                     TensorEntry(params[i], grads[i], row, number, *map(states[i].get, keys))
                     for i, (row, number, keys) in zip(known.members, known.entries, strict=True)
                 ]
-        return buckets, written
+        run(buckets)
+        self._steps = [step + 1 for step in self._steps]
+        for state, step in zip(states, self._steps, strict=True):
+            state["step"] = step
+        increment_versions(written)
+        return True
 
     def _bucket(self, optimizer, known: _KnownBucket) -> Bucket:
         known.rows = [(group, step + 1, variant) for group, step, variant in known.rows]
@@ -161,13 +168,13 @@ class Steady:
             for fact in (_shape, _device):
                 if list(map(fact, grads)) != list(map(fact, params)):
                     return None
-            if list(map(_dtype, params)) != self._param_dtypes:
-                return None
         states = _states_of(optimizer, params)
         if not (
             list(map(_data_ptr, params)) == self._params
-            # Autograd lets p.grad have p's dtype and shape alone, so p's own need no look; data
-            # that was replaced since has another address or other strides.
+            # Not implied by the gradients': p.grad_dtype and `p.data = ...` let them differ.
+            and list(map(_dtype, params)) == self._param_dtypes
+            and list(map(_shape, params)) == self._shapes
+            and not any(map(_is_neg, grads))
             and list(map(_dtype, grads)) == self._grad_dtypes
             and list(map(_shape, grads)) == self._shapes
             and _have_strides(params, self._param_strides)
@@ -184,6 +191,10 @@ class Steady:
         addresses = list(map(_data_ptr, grads))
         if addresses.count(0) != self._freed:
             return None  # the memory of a gradient is gone
+        if addresses != self._grads and any(
+            map(validation.memory_missing, compress(grads, map(_offset, grads)))
+        ):
+            return None  # likewise, of a view: its address is its offset
         self._take_gradients(addresses)
         if all(known.plan is None for known in self._buckets):
             written = []  # torch's own operators count what they write

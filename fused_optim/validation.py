@@ -9,7 +9,6 @@ import contextlib
 import math
 import numbers
 from collections.abc import Iterator
-from operator import is_
 from typing import Any
 
 import torch
@@ -29,13 +28,13 @@ def naming(where: str) -> Iterator[None]:
 def place(group: dict[str, Any], group_index: int, index: int) -> str:
     """Return how errors call a parameter: by number, group and, where it has one, name."""
     names = group.get("param_names")
-    name = f" ({names[index]!r})" if names else ""
+    name = f" ({names[index]!r})" if names and index < len(names) else ""
     return f"parameter {index}{name} of group {group_index}"
 
 
 def check_params(params: list[Any]) -> None:
     """Refuse a parameter that occurs twice in a group: a fused step would update it twice."""
-    tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+    tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]
     if len({id(p) for p in tensors}) != len(tensors):
         raise ValueError(
             "a parameter occurs twice in one group; list each parameter once "
@@ -66,6 +65,8 @@ def check_param(param: torch.Tensor, where: str) -> None:
         )
     if param.layout is not torch.strided:
         raise ValueError(f"{where} has layout {param.layout}; only dense parameters are supported")
+    if param.is_neg():
+        raise ValueError(f"{where} is a view that shows its memory negated; pass p.resolve_neg()")
     fault = memory_fault(param)
     if fault is not None:
         raise ValueError(f"{where} {fault}; pass p.contiguous() or the tensor it was made from")
@@ -98,6 +99,8 @@ def memory_missing(tensor: torch.Tensor) -> str | None:
 
 def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str) -> None:
     """Refuse gradients that no backend can use."""
+    if not isinstance(grad, torch.Tensor):
+        raise RuntimeError(f"{optimizer}: the main_grad of {where} is {grad!r}, not a tensor")
     if grad.layout is not torch.strided:
         raise RuntimeError(
             f"{optimizer} does not support sparse gradients: that of {where} has layout "
@@ -143,6 +146,10 @@ def check_number(
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"Invalid {name}: {value!r} - should be a number")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"Invalid {name}: {value!r} - is too large for a float") from None
     if not low <= value <= high or (open_high and value == high):
         if high == math.inf:
             allowed = "a number, not NaN" if low == -math.inf else f">= {low}"
@@ -174,8 +181,8 @@ def check_betas(betas: Any) -> None:
 
 
 def check_flag(value: Any, name: str) -> None:
-    """Refuse anything but True and False."""
-    if not isinstance(value, bool):
+    """Refuse anything but True and False, or 1 and 0, which equal them."""
+    if not (isinstance(value, (bool, int)) and value in (0, 1)):
         raise ValueError(f"Invalid {name}: {value!r} - should be True or False")
 
 
@@ -216,15 +223,32 @@ def same_settings(known: dict[str, Any], now: dict[str, Any]) -> bool:
     the parameters, which are checked by themselves, and tensors that the host can't see.
     """
     return (
-        len(known) == len(now)
-        and all(map(is_, known, now))
-        and all(map(is_, known.values(), now.values()))
-        and not any(
-            type(value) is list or (isinstance(value, torch.Tensor) and value.device.type == "cpu")
-            for name, value in now.items()
-            if name not in ("params", "param_names")
-        )
+        len(known) == len(now) - 1
+        and all(now.get(name, known) is value for name, value in known.items())
+        and not any(_changes_in_place(v) for k, v in known.items() if k != "param_names")
     )
+
+
+def without_parameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings to be kept: what is kept must not keep parameters alive."""
+    return {name: value for name, value in settings.items() if name != "params"}
+
+
+def _changes_in_place(value: Any) -> bool:
+    if type(value) is tuple:
+        return any(map(_changes_in_place, value))
+    in_sight = isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    return in_sight or type(value) is list
+
+
+def check_there(settings: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
+    """Refuse a group that somebody took a hyperparameter out of."""
+    for name in defaults:
+        if name not in settings and name != "differentiable":  # which torch adds to the defaults
+            raise ValueError(
+                f"{where}: {name!r} is missing; set group[{name!r}], or rebuild the group with "
+                "add_param_group, which fills in what it is not given"
+            )
 
 
 def check_common(group: dict[str, Any]) -> None:
