@@ -88,7 +88,7 @@ def in_order_of(
 def _reordered(index: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> list[Any]:
     names, saved_names = group.get("param_names"), saved.get("param_names")
     ids = list(saved["params"])
-    if not names or not saved_names or names == saved_names:
+    if not names or not saved_names:
         return ids
     for whose, some in (("optimizer's", names), ("dict's", saved_names)):
         if len(some) != len(ids):
