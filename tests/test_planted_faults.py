@@ -25,7 +25,7 @@ def test_every_fault_applies() -> None:
             text = fault.planted(ROOT)
             if fault.file.endswith(".py"):
                 compile(text, fault.file, "exec")
-        except (ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError) as error:
             wrong.append(f"{fault.title}: {error}")
     assert not wrong, "\n".join(wrong)
 
