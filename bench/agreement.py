@@ -6,14 +6,12 @@ import math
 
 from bench.subject import Subject
 
+# Norm of the difference of parameters, as a share of the way that they went. The Adafactors of
+# torch and transformers divide by a tensor's root mean square, from a float32 norm that torch sums
+# on a CPU with an error of 4e-4 for 1e7 elements and of 3e-3 for 4e7. 16-bit parameters move a few
+# units in the last place, each of which may be rounded otherwise.
 _TOLERANCES = {"adamw": 1e-4, "adafactor": 5e-3}
-"""Norm of the difference of float32 parameters, as a share of the way that they went.
-
-The Adafactors of torch and transformers divide by a tensor's root mean square, from a float32 norm
-that torch sums on a CPU with an error of 4e-4 for 1e7 elements and of 3e-3 for 4e7."""
-
 _16_BIT_TOLERANCE = 0.05
-"""16-bit parameters move a few units in the last place, each of which may be rounded otherwise."""
 
 # Of gradients that differ in more than these: else decay rates change the length of updates alone,
 # and clipping undoes that.
@@ -26,19 +24,14 @@ class DisagreementError(AssertionError):
 
 
 def check(ours: Subject, baseline: Subject, pair: str) -> None:
-    """Step both over the same gradients and compare their parameters.
-
-    Raises:
-        DisagreementError: they differ by more than rounding; the message names pair and tensor.
-    """
+    """Step both over the same gradients and raise where their parameters differ by too much."""
     for draw, scale in enumerate(_GRADIENT_SCALES):
         for subject in (ours, baseline):
             subject.set_gradients(scale, draw)
             subject.step()
     for subject in (ours, baseline):
         subject.set_gradients()
-    fp32 = ours.dtype == "fp32"
-    tolerance = _TOLERANCES[ours.setup.op] if fp32 else _16_BIT_TOLERANCE
+    tolerance = _TOLERANCES[ours.setup.op] if ours.dtype == "fp32" else _16_BIT_TOLERANCE
     for index in range(ours.tensors):
         way, error = _compare(ours, baseline, index)
         if not (0 < way and error <= tolerance * way):

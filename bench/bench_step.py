@@ -6,6 +6,7 @@ small float32 tensors; ``BENCH_ARGS="-m ''"`` adds the rest. ``python -m bench``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -24,22 +25,15 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 def cases() -> Iterator[object]:
     """Every optimizer, backend that runs here, list of shapes and dtype."""
+    backends = [b for b in dispatch.BACKENDS if dispatch.why_not(b, "adamw_", DEVICE) is None]
     for setup in SETUPS.values():
-        backends = _backends() if setup.source == OURS else (None,)
-        for backend in backends:
-            for shapes in SHAPES:
-                for dtype in setup.dtypes:
-                    name = "-".join(filter(None, (setup.name, backend, shapes, dtype)))
-                    first = dtype == setup.dtypes[0] and shapes == "gpt2-30M"
-                    quick = first or (dtype, shapes) == ("fp32", "tiny-1000")
-                    marks = () if quick else pytest.mark.long
-                    yield pytest.param(setup, backend, shapes, dtype, id=name, marks=marks)
-
-
-def _backends() -> list[str]:
-    if DEVICE.type == "cpu":
-        return ["eager"]
-    return [b for b in dispatch.BACKENDS if dispatch.why_not(b, "adamw_", DEVICE) is None]
+        ours = backends if setup.source == OURS else (None,)
+        for backend, shapes, dtype in itertools.product(ours, SHAPES, setup.dtypes):
+            name = "-".join(filter(None, (setup.name, backend, shapes, dtype)))
+            first = (dtype, shapes) == (setup.dtypes[0], "gpt2-30M")
+            quick = first or (dtype, shapes) == ("fp32", "tiny-1000")
+            marks = () if quick else pytest.mark.long
+            yield pytest.param(setup, backend, shapes, dtype, id=name, marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +44,15 @@ def session() -> Session:
 
 @pytest.mark.parametrize(("setup", "backend", "shapes", "dtype"), list(cases()))
 def test_step(benchmark, session, setup, backend, shapes, dtype) -> None:
+    free()  # what the case before this one held
     if reason := session.why_not(setup, dtype):
         pytest.skip(reason)
     benchmark.group = f"{shapes}, {dtype}"
     subject = Subject(setup, shapes, dtype, DEVICE, backend)
-    benchmark.pedantic(finished_step, args=(subject,), rounds=5, warmup_rounds=1)
-    del subject
-    free()
 
+    def finished_step() -> None:
+        subject.step()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
 
-def finished_step(subject: Subject) -> None:
-    subject.step()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize(DEVICE)
+    benchmark.pedantic(finished_step, rounds=5, warmup_rounds=1)

@@ -24,20 +24,20 @@ def traffic_bytes(subject: Subject) -> float | None:
 
     Those of this package's kernels were counted; one-pass peers follow from their state.
     """
-    if subject.setup.source != OURS:
-        if not subject.setup.one_pass:
-            return None
-        stored = subject.param_bytes() + subject.state_bytes()
-        return (2 * stored + subject.param_bytes()) / subject.parameters
-    return None if subject.backend == "eager" else _counted_bytes(subject)
+    if subject.setup.source == OURS:
+        return None if subject.backend == "eager" else _counted_bytes(subject)
+    if not subject.setup.one_pass:
+        return None
+    stored = subject.param_bytes() + subject.state_bytes()
+    return (2 * stored + subject.param_bytes()) / subject.parameters
 
 
 def launches(subject: Subject) -> int | None:
     """Return how many kernels a step launches: traced on a GPU, from the counts elsewhere."""
+    ours = subject.setup.source == OURS
     if subject.device.type == "cuda":
-        traced = subject.setup.source == OURS or subject.tensors <= _MOST_TRACED
-        return _traced_launches(subject) if traced else None
-    if subject.setup.source != OURS or subject.backend == "eager":
+        return _traced_launches(subject) if ours or subject.tensors <= _MOST_TRACED else None
+    if not ours or subject.backend == "eager":
         return None
     return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
 
@@ -51,9 +51,8 @@ def kind_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> traffic.Kin
     return traffic.kind_of(
         optimizer._family,
         dtype,
-        dtype,
-        precision.resolve_mode(group["low_precision"], dtype),
-        precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
+        mode=precision.resolve_mode(group["low_precision"], dtype),
+        state_dtype=precision.resolve_state_dtype(group["state_dtype"], dtype)[0],
         amsgrad=bool(group.get("amsgrad")),
         beta1=group.get("beta1") is not None,
         # torch's Adafactor always does, transformers' on request.
@@ -62,7 +61,7 @@ def kind_of(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> traffic.Kin
 
 
 def _counted_bytes(subject: Subject) -> float | None:
-    """The mean over the list, as vectors and matrices of Adafactor differ."""
+    """Return the mean over the list, as vectors and matrices of Adafactor differ."""
     kind = kind_of(subject.optimizer, DTYPES[subject.dtype])
     clips = subject.optimizer.max_grad_norm is not None
     total = traffic.clip_bytes(kind) * subject.parameters if clips else 0.0

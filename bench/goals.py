@@ -16,23 +16,14 @@ from bench.setups import OURS, SETUPS
 
 @dataclass(frozen=True)
 class Goal:
-    """A value to reach.
+    """A value to reach; units are ``x`` for ratios of times, above 1 where this one is faster."""
 
-    Args:
-        name: by which pairs and checks refer to it.
-        what: what is measured, for a reader.
-        unit: of the value; ``x`` for ratios of times, above 1 where this package is faster.
-        goal: what is aimed at.
-        floor: what fails a run; None where nothing does.
-        at_most: the value should be low, not high.
-    """
-
-    name: str
-    what: str
+    name: str  # by which pairs and checks refer to it
+    what: str  # is measured
     unit: str
     goal: float
-    floor: float | None = None
-    at_most: bool = False
+    floor: float | None = None  # below which a run fails
+    at_most: bool = False  # the value should be low, not high
 
     def check(self, value: float, case: str = "") -> Check:
         """Return the verdict on a measured value; ``case`` tells several of one goal apart."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -69,46 +68,32 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-def best(step: Callable[[], Any], before: Callable[[], Any]) -> float:
-    """Return the shortest time of a few steps, in seconds: others may use the machine too."""
-    times = []
-    for _ in range(ROUNDS):
-        before()
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def measure(count: int, turns: int) -> dict[str, tuple[float, float]]:
+    """Return each optimizer's seconds per step, with the same gradients and with new ones.
 
-
-def measure(count: int, turns: int) -> dict[str, dict[str, float]]:
-    """Return seconds per step of each optimizer, with the same gradients and with new ones.
-
-    Args:
-        count: tensors.
-        turns: times that the optimizers take turns.
+    The optimizers take turns, and of all their steps the shortest counts: others may use the
+    machine too.
     """
     makes = {**CASES, TORCH: lambda params: torch.optim.AdamW(params, fused=True)}
-    found: dict[str, dict[str, list[float]]] = {}
-    gc.disable()
+    found: dict[str, tuple[float, float]] = {}
+
+    def time(name: str, params: list, step: Callable[[], Any]) -> None:
+        step()
+        times = (
+            min(timeit.repeat(step, before, repeat=ROUNDS, number=1))  # collects no garbage
+            for before in (_nothing, lambda: renew_gradients(params))
+        )
+        found[name] = tuple(map(min, times, found.get(name, (float("inf"),) * 2)))
+
     with no_kernels():
         params = {name: tensors(count) for name in makes}
         steps = {name: make(params[name]).step for name, make in makes.items()}
         for _ in range(turns):
             for name, step in steps.items():
-                _time(step, params[name], found.setdefault(name, {"same": [], "new": []}))
+                time(name, params[name], step)
             with mock.patch.object(torch, "_foreach_add_", _nothing):
-                times = found.setdefault(NO_COUNTS, {"same": [], "new": []})
-                _time(steps[TORCH], params[TORCH], times)
-    gc.enable()
-    return {
-        name: {kind: min(values) for kind, values in times.items()} for name, times in found.items()
-    }
-
-
-def _time(step: Callable[[], Any], params: list, times: dict[str, list[float]]) -> None:
-    step()
-    times["same"].append(best(step, _nothing))
-    times["new"].append(best(step, lambda: renew_gradients(params)))
+                time(NO_COUNTS, params[TORCH], steps[TORCH])
+    return found
 
 
 def main() -> None:
@@ -119,10 +104,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found = measure(arguments.tensors, arguments.turns)
     print(f"{'us per step':24}{'same gradients':>16}{'new ones':>10}{'ratio':>8}{'no counts':>11}")
-    for name, times in found.items():
-        same, new = 1e6 * times["same"], 1e6 * times["new"]
-        ratios = [times["new"] / found[peer]["new"] for peer in (TORCH, NO_COUNTS)]
-        print(f"{name:24}{same:16.0f}{new:10.0f}{ratios[0]:8.2f}{ratios[1]:11.2f}")
+    for name, (same, new) in found.items():
+        ratios = [new / found[peer][1] for peer in (TORCH, NO_COUNTS)]
+        print(f"{name:24}{1e6 * same:16.0f}{1e6 * new:10.0f}{ratios[0]:8.2f}{ratios[1]:11.2f}")
 
 
 if __name__ == "__main__":

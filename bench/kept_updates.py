@@ -8,7 +8,7 @@ limits into docs/precision.md; a test holds the page equal to them.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +17,8 @@ from bench import ROOT, pages
 
 PAGE = ROOT / "docs" / "precision.md"
 
+# Both ends of a power of two and between, and other powers. bfloat16 holds them exactly.
 WEIGHTS = (1.0, 1.25, 1.5, 1.9921875, -1.0, -1.25, -1.5, -1.9921875, 0.25, -48.0)
-"""Both ends of a power of two and between, and other powers. bfloat16 holds them exactly."""
 
 STEPS = {"nearest": 1024, "kahan": 4096, "split": 1024, "master": 1024}
 """Of each mode that adds the same updates up to the same value every time. What ``kahan`` keeps
@@ -31,21 +31,15 @@ _LEAST_STEPS = 16
 _SCALE = 2.0**40
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """The least updates of which enough is kept, each as the ``k`` of 2^-k of the weight.
 
     None where that takes updates of more than 2^-5 of the weight.
-
-    Attributes:
-        half: constant updates add up to between half and one and a half of their sum.
-        constant: constant updates add up to their sum within 1 %.
-        varying: so do updates that vary from nothing to twice the size.
     """
 
-    half: int | None
-    constant: int | None
-    varying: int | None
+    half: int | None  # constant updates add up to between half and one and a half of their sum
+    constant: int | None  # constant updates add up to their sum within 1 %
+    varying: int | None  # so do updates that vary from nothing to twice the size
 
 
 class Drive:
@@ -107,25 +101,19 @@ def _least(off: torch.Tensor, tolerance: float) -> int | None:
 
 def power(k: int | None) -> str:
     """Return a limit as the page has it."""
-    if k is None:
-        return f"above 2^-{_COARSEST}"
-    return f"2^-{k} ({2.0**-k:.1e})".replace("e-0", "e-")
+    return f"above 2^-{_COARSEST}" if k is None else f"2^-{k} ({2.0**-k:.1e})".replace("e-0", "e-")
 
 
 def table() -> str:
     """Return the Markdown table of all limits, measured now: it takes some seconds."""
-    lines = [
-        "| parameter, `low_precision` | half, same size | 99 %, same size | 99 %, sizes vary |",
-        "| --- | --- | --- | --- |",
+    rows = [
+        (f"{name}, `{mode}`", *map(power, measure(getattr(torch, name), mode)))
+        for name in ("bfloat16", "float16")
+        for mode in STEPS
+        if (name, mode) != ("float16", "split")
     ]
-    for dtype in (torch.bfloat16, torch.float16):
-        for mode in STEPS:
-            if mode == "split" and dtype is torch.float16:
-                continue
-            kept = measure(dtype, mode)
-            cells = " | ".join(map(power, (kept.half, kept.constant, kept.varying)))
-            lines.append(f"| {str(dtype).removeprefix('torch.')}, `{mode}` | {cells} |")
-    return "\n".join(lines) + "\n"
+    head = ("parameter, `low_precision`", "half, same size", "99 %, same size", "99 %, sizes vary")
+    return pages.markdown(head, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench.setups import PEERS
 
 def describe(device: torch.device) -> Machine:
     """Return the machine that measures on ``device``."""
+    cpu = re.search(r"model name\s*:\s*(.*)", _text("/proc/cpuinfo"))
     found = Machine(
         date=datetime.date.today().isoformat(),
         commit=_output("git", "describe", "--always", "--dirty") or "unknown",
@@ -28,7 +30,7 @@ def describe(device: torch.device) -> Machine:
         cuda=torch.version.cuda,
         driver=None,
         python=platform.python_version(),
-        cpu=_cpu_name(),
+        cpu=cpu[1] if cpu else platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         device=device.type,
@@ -49,9 +51,8 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory that is free on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
+    if available := re.search(r"MemAvailable:\s*(\d+)", _text("/proc/meminfo")):
+        return int(available[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -62,16 +63,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.exists() else []
+def _text(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
 
 
 def _output(*command: str) -> str | None:

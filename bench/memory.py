@@ -46,17 +46,9 @@ def measure(subject: Subject, shapes: str) -> Memory:
 def isolated(setup: str, where: tuple[str, str, str, str | None], timeout: float) -> Memory:
     """Return the memory of a setup, measured in a new process.
 
-    Processes are forked from a server that has imported torch and done nothing with it, as
-    importing takes longer than measuring.
-
-    Args:
-        setup: its name.
-        where: names of shapes, dtype, device and backend.
-        timeout: in seconds.
-
-    Raises:
-        RuntimeError: it failed there; the message says how.
-        TimeoutError: it took longer.
+    ``where`` names shapes, dtype, device and backend. Processes are forked from a server that has
+    imported torch and done nothing with it, as importing takes longer than measuring. What fails
+    there is a RuntimeError, and a TimeoutError what takes longer than ``timeout`` seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])

@@ -12,7 +12,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     head = list(head)
     cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+    return "".join(f"|{'|'.join(f' {c} ' if c else ' ' for c in line)}|\n" for line in lines)
 
 
 def replaced(page: str, name: str, text: str) -> str:

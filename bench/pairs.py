@@ -22,20 +22,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Pair:
-    """This package's setup beside another's.
-
-    Args:
-        ours, baseline: names of `bench.setups.SETUPS`.
-        kind: of `bench.results.KINDS`. Pairs of equal semantics must agree before they are timed.
-        dtypes: in which they are compared.
-        targets: the first that fits a case gives its goal.
-    """
+    """This package's setup beside another's; equal semantics must agree before they are timed."""
 
     ours: str
     baseline: str
-    kind: str
+    kind: str  # of bench.results.KINDS
     dtypes: tuple[str, ...] = ("fp32",)
-    targets: tuple[Target, ...] = ()
+    targets: tuple[Target, ...] = ()  # of which the first that fits a case gives its goal
 
     def goal(self, device: str, shapes: str, dtype: str) -> Goal | None:
         """Return the goal of a case, or None where none was set."""

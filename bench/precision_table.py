@@ -8,82 +8,70 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import fused_optim
+from bench import ROOT, pages
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "precision.md"
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 
 Run = dict[str, Any]
 
 MODES = ("nearest", "stochastic", "kahan", "split", "master")
-MEMORY_COLUMNS: list[tuple[str, type, dict[str, Any]]] = [
-    ("AdamW, float32 moments", fused_optim.AdamW, {}),
-    ("float16 `exp_avg`", fused_optim.AdamW, {"state_dtype": torch.float16}),
-    ("bfloat16 moments", fused_optim.AdamW, {"state_dtype": torch.bfloat16}),
-    ("Adafactor", fused_optim.Adafactor, {}),
-    ("`beta1`", fused_optim.Adafactor, {"beta1": 0.9}),
-    ("`beta1`, bfloat16", fused_optim.Adafactor, {"beta1": 0.9, "state_dtype": torch.bfloat16}),
-]
+_ADAMW, _ADAFACTOR, _BF16 = fused_optim.AdamW, fused_optim.Adafactor, torch.bfloat16
+MEMORY_COLUMNS: dict[str, tuple[type, dict[str, Any]]] = {
+    "AdamW, float32 moments": (_ADAMW, {}),
+    "float16 `exp_avg`": (_ADAMW, {"state_dtype": torch.float16}),
+    "bfloat16 moments": (_ADAMW, {"state_dtype": _BF16}),
+    "Adafactor": (_ADAFACTOR, {}),
+    "`beta1`": (_ADAFACTOR, {"beta1": 0.9}),
+    "`beta1`, bfloat16": (_ADAFACTOR, {"beta1": 0.9, "state_dtype": _BF16}),
+}
+
+
+def references(results: dict[str, Any], family: str) -> list[Run]:
+    """Return a family's float32 runs, one per seed."""
+    runs = [run for run in results["runs"] if run["optimizer"] == family]
+    return [run for run in runs if run["dtype"] == "float32"]
 
 
 def span(results: dict[str, Any], family: str) -> tuple[float, float]:
     """Return the least and the greatest final loss of a family's float32 runs."""
-    losses = [run["final_loss"] for run in _of(results, family) if run["dtype"] == "float32"]
+    losses = [run["final_loss"] for run in references(results, family)]
     return min(losses), max(losses)
-
-
-def learns(results: dict[str, Any], run: Run) -> bool:
-    """Whether a run ended within the span of the float32 runs of its family."""
-    low, high = span(results, run["optimizer"])
-    return low <= run["final_loss"] <= high
 
 
 def same_seed(results: dict[str, Any], run: Run) -> float:
     """Return the final loss of the float32 run on the same batches, from the same weights."""
-    return next(
-        other["final_loss"]
-        for other in _of(results, run["optimizer"])
-        if other["dtype"] == "float32" and other["seed"] == run["seed"]
-    )
-
-
-def _of(results: dict[str, Any], family: str) -> list[Run]:
-    return [run for run in results["runs"] if run["optimizer"] == family]
+    seeds = {other["seed"]: other for other in references(results, run["optimizer"])}
+    return seeds[run["seed"]]["final_loss"]
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the Markdown table of a result file, with the sentence above it."""
-    settings, machine = results["settings"], results["machine"]
-    parts = [
+    settings, machine, rows = results["settings"], results["machine"], []
+    for family in dict.fromkeys(run["optimizer"] for run in results["runs"]):
+        seeds, (low, high) = references(results, family), span(results, family)
+        name, size = seeds[0]["name"], seeds[0]["bytes_per_parameter"]
+        rows.append(
+            (f"{name}, {len(seeds)} seeds", f"{size:g}", f"{low:.3f} to {high:.3f}", "", "")
+        )
+        for run in results["runs"]:
+            if run["optimizer"] == family and run["dtype"] != "float32":
+                loss, size = run["final_loss"], run["bytes_per_parameter"]
+                difference = f"{loss - same_seed(results, run):+.3f}"
+                verdict = "yes" if low <= loss <= high else "**no**"
+                rows.append((run["name"], f"{size:g}", f"{loss:.3f}", difference, verdict))
+    head = ("run", "bytes", "final loss", "less float32's, same seed", "within float32's seeds")
+    return (
         f"{settings['layers']} layers of width {settings['width']}, {settings['steps']:,} steps of "
         f"{settings['batch']} x {settings['context']} bytes, torch {machine['torch']} on a CPU. "
-        "Losses are in nats per byte of held-out files; bytes are per parameter, itself included.",
-        "",
-        "| run | bytes | final loss | less float32's, same seed | within float32's seeds |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for family in dict.fromkeys(run["optimizer"] for run in results["runs"]):
-        low, high = span(results, family)
-        runs = _of(results, family)
-        reference = [run for run in runs if run["dtype"] == "float32"]
-        name, size = reference[0]["name"], reference[0]["bytes_per_parameter"]
-        parts.append(f"| {name}, {len(reference)} seeds | {size:g} | {low:.3f} to {high:.3f} | | |")
-        for run in runs:
-            if run["dtype"] != "float32":
-                difference = run["final_loss"] - same_seed(results, run)
-                verdict = "yes" if learns(results, run) else "**no**"
-                parts.append(
-                    f"| {run['name']} | {run['bytes_per_parameter']:g} | {run['final_loss']:.3f} "
-                    f"| {difference:+.3f} | {verdict} |"
-                )
-    return "\n".join(parts) + "\n"
+        "Losses are in nats per byte of held-out files; bytes are per parameter, itself included."
+        f"\n\n{pages.markdown(head, rows)}"
+    )
 
 
 def stored_bytes(optimizer: type, options: dict[str, Any], dtype: torch.dtype) -> int:
@@ -101,30 +89,22 @@ def stored_bytes(optimizer: type, options: dict[str, Any], dtype: torch.dtype) -
 
 def memory_table() -> str:
     """Return the Markdown table of bytes per parameter in every mode."""
-    lines = [
-        "| parameter, `low_precision` | "
-        + " | ".join(name for name, _, _ in MEMORY_COLUMNS)
-        + " |",
-        "| --- " * (1 + len(MEMORY_COLUMNS)) + "|",
-    ]
-    rows = [("float32", "auto"), *(("bfloat16", mode) for mode in MODES)]
-    rows += [("float16", mode) for mode in MODES if mode != "split"]
-    for dtype, mode in rows:
+    cases = [("float32", "auto"), *(("bfloat16", mode) for mode in MODES)]
+    cases += [("float16", mode) for mode in MODES if mode != "split"]
+    rows = []
+    for name, mode in cases:
         cells = [
-            stored_bytes(cls, {**options, "low_precision": mode}, getattr(torch, dtype))
-            for _, cls, options in MEMORY_COLUMNS
+            stored_bytes(cls, {**options, "low_precision": mode}, getattr(torch, name))
+            for cls, options in MEMORY_COLUMNS.values()
         ]
-        name = dtype if mode == "auto" else f"{dtype}, `{mode}`"
-        lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append((name if mode == "auto" else f"{name}, `{mode}`", *cells))
+    return pages.markdown(("parameter, `low_precision`", *MEMORY_COLUMNS), rows)
 
 
 def with_figures(page: str, results: dict[str, Any]) -> str:
     """Return ``page`` with both tables in their places."""
-    for block, text in (("training", table(results)), ("memory", memory_table())):
-        place = rf"(?<=<!-- {block}:begin -->\n).*(?=<!-- {block}:end -->)"
-        page = re.sub(place, lambda _, text=text: text, page, flags=re.DOTALL)
-    return page
+    page = pages.replaced(page, "training", table(results))
+    return pages.replaced(page, "memory", memory_table())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -78,8 +78,7 @@ class Row:
     launches: int | None = None
 
     @property
-    def key(self) -> tuple[str, ...]:
-        """What a row of another file must equal to be the same row."""
+    def key(self) -> tuple[str, ...]:  # of what is the same in another file
         return (self.optimizer, self.shapes, self.dtype)
 
 
@@ -107,7 +106,6 @@ class Ratio:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a ratio of another file must equal to be the same ratio."""
         return (self.ours, self.baseline, self.shapes, self.dtype)
 
     def __str__(self) -> str:
@@ -137,7 +135,6 @@ class Memory:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What the memory of another file must equal to be the same."""
         return (self.optimizer, self.shapes, self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""One run: what it measures, on what, and the results so far, on disk after each of them."""
+"""One run: what it measures, on what, and the results so far."""
 
 from __future__ import annotations
 
@@ -31,25 +31,15 @@ class TimeLimitError(Exception):
 
 @dataclass
 class Session:
-    """What a run measures with, and what it found.
-
-    Args:
-        device: where to measure.
-        rounds: steps of each optimizer.
-        backend: of this package's optimizers; None leaves it to them.
-        json: the file that is rewritten after each measurement, if any.
-        earlier: figures to keep in that file beside this run's.
-        deadline: of the run, in terms of ``time.monotonic``.
-        warm_up: seconds before each measurement; None for the device's default.
-    """
+    """What a run measures with, and what it found: on disk after each measurement."""
 
     device: torch.device
-    rounds: int
-    backend: str | None = None
+    rounds: int  # steps of each optimizer
+    backend: str | None = None  # of this package's optimizers; None leaves it to them
     json: Path | None = None
-    earlier: Results | None = None
-    deadline: float = math.inf
-    warm_up: float | None = None
+    earlier: Results | None = None  # to keep in that file beside this run's
+    deadline: float = math.inf  # in terms of time.monotonic
+    warm_up: float | None = None  # seconds before each measurement; None: the device's default
     failures: list[str] = field(default_factory=list)
     _tried: dict[tuple[str, str], str | None] = field(default_factory=dict)
 

@@ -25,27 +25,17 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Setup:
-    """One optimizer with its options.
-
-    Args:
-        name: what results call it.
-        op: ``adamw`` or ``adafactor``.
-        source: the package it comes from, as pip's users know it.
-        factory: ``module:class``.
-        options: keyword arguments of the constructor.
-        dtypes: the parameters that it is meant for.
-        clips: whether gradients are clipped by ``clip_grad_norm_`` before the step.
-        one_pass: whether a step reads and writes parameters and state once and reads gradients
-            once, so that its traffic follows from its state. For peers; ours is counted.
-    """
+    """One optimizer with its options."""
 
     name: str
-    op: str
-    source: str
-    factory: str
+    op: str  # adamw or adafactor
+    source: str  # the package it comes from, as pip's users know it
+    factory: str  # module:class
     options: dict[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32",)
-    clips: bool = False
+    clips: bool = False  # gradients, by clip_grad_norm_ before the step
+    # Whether a peer's step reads and writes parameters and state once and reads gradients once, so
+    # that its traffic follows from its state. This package's is counted.
     one_pass: bool = False
 
     def optimizer(

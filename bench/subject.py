@@ -17,14 +17,8 @@ _STREAMS = 16  # parameters, and gradients of so many draws less one
 class Subject:
     """An optimizer over random parameters, with random gradients, ready to be stepped.
 
-    Every subject over the same list starts from the same values, whatever its optimizer.
-
-    Args:
-        setup: which optimizer.
-        shapes: a name of `bench.shapes.SHAPES`.
-        dtype: a name of `bench.setups.DTYPES`.
-        device: where the tensors live.
-        backend: of this package's own optimizers; None leaves it to them.
+    Every subject over the same list starts from the same values, whatever its optimizer. ``shapes``
+    and ``dtype`` are names; ``backend`` is for this package's own optimizers.
     """
 
     def __init__(
@@ -35,12 +29,10 @@ class Subject:
         device: torch.device,
         backend: str | None = None,
     ) -> None:
-        self.setup, self.dtype = setup, dtype
+        self.setup, self.dtype, self.device = setup, dtype, device
         self.shapes = shape_lists.SHAPES[shapes]
-        self.device = device
-        self.params: list[torch.nn.Parameter] = []
-        for index in range(len(self.shapes)):
-            self.params.append(torch.nn.Parameter(self.initial(index)))
+        self.tensors, self.parameters = len(self.shapes), shape_lists.numel(self.shapes)
+        self.params = [torch.nn.Parameter(self.initial(i)) for i in range(self.tensors)]
         self.set_gradients()
         self.optimizer = setup.optimizer(self.params, backend)
 
@@ -60,16 +52,6 @@ class Subject:
         self.optimizer.step()
 
     @property
-    def tensors(self) -> int:
-        """The number of parameter tensors."""
-        return len(self.params)
-
-    @property
-    def parameters(self) -> int:
-        """The number of elements of all parameters."""
-        return shape_lists.numel(self.shapes)
-
-    @property
     def backend(self) -> str | None:
         """The backend that this package's own optimizer uses here."""
         if self.setup.source != OURS:
@@ -78,17 +60,15 @@ class Subject:
         return dispatch.choose(self.optimizer.backend, op, self.device, dtype)
 
     def state_bytes(self) -> int:
-        """Bytes of the optimizer's state, after a step."""
-        return sum(_tensor_bytes(s) for s in self.optimizer.state.values())
+        """Return the bytes of the optimizer's state, after a step."""
+        return sum(map(_tensor_bytes, self.optimizer.state.values()))
 
     def param_bytes(self) -> int:
-        """Bytes of the parameters."""
-        return sum(p.numel() * p.element_size() for p in self.params)
+        return sum(p.nbytes for p in self.params)
 
     def _random(self, index: int, stream: int) -> torch.Tensor:
         generator = torch.Generator(self.device).manual_seed(_STREAMS * index + stream)
-        shape = self.shapes[index]
-        return torch.randn(shape, generator=generator, device=self.device)
+        return torch.randn(self.shapes[index], generator=generator, device=self.device)
 
 
 def free() -> None:
@@ -99,16 +79,14 @@ def free() -> None:
 
 
 def _tensor_bytes(value: Any) -> int:
-    """Bytes of the tensors within a state entry, whatever a peer wraps them in."""
+    """Return the bytes of the tensors within a state entry, whatever a peer wraps them in."""
     if isinstance(value, dict):
-        return sum(_tensor_bytes(v) for v in value.values())
+        return sum(map(_tensor_bytes, value.values()))
     if isinstance(value, (list, tuple)):
-        return sum(_tensor_bytes(v) for v in value)
+        return sum(map(_tensor_bytes, value))
+    if hasattr(value, "__tensor_flatten__"):  # quantized subclasses, as torchao's
+        return sum(_tensor_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
     if isinstance(value, torch.Tensor):
-        if hasattr(value, "__tensor_flatten__"):  # quantized subclasses, as torchao's
-            names, _ = value.__tensor_flatten__()
-            return sum(_tensor_bytes(getattr(value, name)) for name in names)
-        return value.numel() * value.element_size()
-    if hasattr(value, "__dict__"):  # quantized wrappers that are no tensors, as flashoptim's
-        return _tensor_bytes(vars(value))
-    return 0
+        return value.nbytes
+    # Quantized wrappers that are no tensors, as flashoptim's.
+    return _tensor_bytes(vars(value)) if hasattr(value, "__dict__") else 0

@@ -25,34 +25,32 @@ _COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 
 @dataclass
 class Times:
-    """What the rounds of one step took."""
+    """What the rounds of one step took; on a CPU the host's time is the only one."""
 
     ms: list[float] = field(default_factory=list)
     host_us: list[float] = field(default_factory=list)
 
 
 class CpuTimer:
-    """Times steps on a CPU, where host and device are one."""
-
     def __init__(self, warm_up: float = 0.2) -> None:
         self._warm_up = warm_up
         self._flushed = torch.randn(_cpu_cache_bytes() // 2)  # twice the cache, in floats
 
     def warm(self, step: Step) -> None:
-        """Step until state exists and clocks are up."""
-        _repeat(step, self._warm_up)
+        """Step twice, and on until state exists and clocks are up."""
+        start, steps = time.monotonic(), 0
+        while steps < 2 or time.monotonic() - start < self._warm_up:
+            step()
+            steps += 1
 
     def round(self, step: Step, times: Times) -> None:
-        """Take one measurement."""
         self._flushed.sum()
         start = time.perf_counter()
         step()
         times.ms.append(1e3 * (time.perf_counter() - start))
 
 
-class CudaTimer:
-    """Times steps on a GPU."""
-
+class CudaTimer(CpuTimer):
     def __init__(self, device: torch.device, warm_up: float = 0.2) -> None:
         self._device, self._warm_up = device, warm_up
         cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -60,16 +58,9 @@ class CudaTimer:
         self._flush_ms = min(self._timed(self._flushed.sum) for _ in range(5))
 
     def warm(self, step: Step) -> None:
-        """Step until state exists, kernels are compiled and clocks are up."""
-
-        def finished() -> None:
-            step()
-            torch.cuda.synchronize(self._device)
-
-        _repeat(finished, self._warm_up)
+        super().warm(lambda: (step(), torch.cuda.synchronize(self._device)))
 
     def round(self, step: Step, times: Times) -> None:
-        """Take one measurement of the host's time and one of the device's."""
         torch.cuda.synchronize(self._device)
         start = time.perf_counter()
         step()
@@ -91,37 +82,28 @@ class CudaTimer:
         return start.elapsed_time(end)
 
 
-Timer = CpuTimer | CudaTimer
-
-
-def timer_for(device: torch.device, warm_up: float | None = None) -> Timer:
+def timer_for(device: torch.device, warm_up: float | None = None) -> CpuTimer:
     """Return the timer of a device; ``warm_up`` is in seconds."""
     options = {} if warm_up is None else {"warm_up": warm_up}
-    if device.type == "cuda":
-        return CudaTimer(device, **options)
-    return CpuTimer(**options)
+    return CudaTimer(device, **options) if device.type == "cuda" else CpuTimer(**options)
 
 
 def in_turns(
-    steps: Sequence[Step], timer: Timer, rounds: int, deadline: float = math.inf
+    steps: Sequence[Step], timer: CpuTimer, rounds: int, deadline: float = math.inf
 ) -> list[Times]:
     """Time steps in turns, A B B A A B, so that a drifting machine slows all of them alike.
 
-    Args:
-        steps: what to time.
-        timer: of the device they run on.
-        rounds: how often; fewer, but not fewer than 3, where the deadline passes.
-        deadline: in terms of ``time.monotonic``.
+    There are fewer rounds, but not fewer than 3, where the deadline passes.
     """
     for step in steps:
         timer.warm(step)
     times = [Times() for _ in steps]
+    turns = list(zip(steps, times, strict=True))
     for index in range(rounds):
         if index >= _MIN_ROUNDS and time.monotonic() > deadline:
             break
-        order = range(len(steps))
-        for i in order if index % 2 == 0 else reversed(order):
-            timer.round(steps[i], times[i])
+        for step, found in turns if index % 2 == 0 else reversed(turns):
+            timer.round(step, found)
     return times
 
 
@@ -154,21 +136,13 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return round(statistics.median(numerators) / statistics.median(denominators), 3)
 
 
-def copy_bandwidth(device: torch.device, timer: Timer, rounds: int) -> tuple[list[float], int]:
+def copy_bandwidth(device: torch.device, timer: CpuTimer, rounds: int) -> tuple[list[float], int]:
     """Return the GB/s of copies within the device, read and written, and the bytes copied."""
     size = _COPY_BYTES[device.type]
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     (times,) = in_turns([lambda: target.copy_(source)], timer, rounds)
     return [2 * size / (1e6 * ms) for ms in times.ms], size
-
-
-def _repeat(step: Step, seconds: float) -> None:
-    """Step twice, and on until the time is over."""
-    start, steps = time.monotonic(), 0
-    while steps < 2 or time.monotonic() - start < seconds:
-        step()
-        steps += 1
 
 
 def _cpu_cache_bytes() -> int:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import bench_package  # noqa: F401
 import pytest
 import torch
 
 import fused_optim
+from bench import precision_table
 from fused_optim import torch_compat
 
 ROOT = Path(__file__).parent.parent
@@ -23,16 +23,7 @@ LIVE_MARGIN = 0.02
 """Nats per byte beyond the span of three float32 seeds that a live run may end; stalling runs are
 more than five times as far off."""
 
-
-def load_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "bench" / "precision_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = load_table()
-RESULTS: dict[str, Any] = json.loads(TABLE.RESULTS.read_text())
+RESULTS: dict[str, Any] = json.loads(precision_table.RESULTS.read_text())
 LOW = [run for run in RESULTS["runs"] if run["dtype"] != "float32"]
 each_run = pytest.mark.parametrize("run", LOW, ids=lambda run: run["name"])
 
@@ -41,14 +32,14 @@ each_run = pytest.mark.parametrize("run", LOW, ids=lambda run: run["name"])
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    page = TABLE.PAGE.read_text()
-    assert TABLE.table(RESULTS) in page
+    page = precision_table.PAGE.read_text()
+    assert precision_table.table(RESULTS) in page
     assert "| bfloat16, `split` | 12 |" in page
-    assert TABLE.with_figures(page, RESULTS) == page
+    assert precision_table.with_figures(page, RESULTS) == page
 
 
 def test_the_file_is_complete_and_small() -> None:
-    assert TABLE.RESULTS.stat().st_size < 200_000
+    assert precision_table.RESULTS.stat().st_size < 200_000
     reference = [run for run in RESULTS["runs"] if run["dtype"] == "float32"]
     for family in ("adamw", "adafactor"):
         assert sorted(r["seed"] for r in reference if r["optimizer"] == family) == [0, 1, 2, 3, 4]
@@ -66,12 +57,12 @@ def test_the_file_is_complete_and_small() -> None:
 
 @each_run
 def test_modes_that_keep_updates_end_within_the_span_of_float32(run: dict[str, Any]) -> None:
-    low, high = TABLE.span(RESULTS, run["optimizer"])
+    low, high = precision_table.span(RESULTS, run["optimizer"])
     if run["mode"] in STALLING:
         assert run["final_loss"] > high + 5 * (high - low)
     else:
         assert low <= run["final_loss"] <= high
-        assert abs(run["final_loss"] - TABLE.same_seed(RESULTS, run)) < 0.005
+        assert abs(run["final_loss"] - precision_table.same_seed(RESULTS, run)) < 0.005
 
 
 @each_run
@@ -82,7 +73,7 @@ def test_bytes_of_the_runs_are_those_of_the_state(run: dict[str, Any]) -> None:
     if not module:
         options["low_precision"] = run["mode"]
         options["state_dtype"] = getattr(torch, run["state_dtype"] or "float32")
-    expected = TABLE.stored_bytes(getattr(owner, name), options, torch.bfloat16)
+    expected = precision_table.stored_bytes(getattr(owner, name), options, torch.bfloat16)
     assert expected <= run["bytes_per_parameter"] < expected + 0.1
 
 
@@ -93,7 +84,6 @@ def test_bytes_of_the_runs_are_those_of_the_state(run: dict[str, Any]) -> None:
 def precision() -> Any:
     """The benchmark's module, which is imported from the checkout."""
     before = list(sys.path)
-    sys.path.append(str(ROOT))
     from bench import precision
 
     yield precision
