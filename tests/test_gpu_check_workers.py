@@ -12,11 +12,10 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
-import fused_optim
 from bench import ROOT, shapes, sweep
 from bench.results import load
 from bench.shapes import SHAPES, numel
-from tools.gpu_check import build, kernels, large, recorder
+from tools.gpu_check import build, kernels, recorder
 
 # --- every kernel ---------------------------------------------------------------------------------
 
@@ -94,61 +93,6 @@ def test_a_dead_device_ends_the_run(tmp_path: Path, small: None, monkeypatch) ->
     assert worker(tmp_path).run() == 1
     kept = json.loads((tmp_path / "record.json").read_text())
     assert kept["notes"][-1] == "the device does not answer after case 1"
-
-
-# --- more than 2^31 elements ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def scaled_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same checks on tensors that fit a CPU, with the boundary at 2^17 elements."""
-    smaller = {"DEVICE": "cpu", "HALF": 2**17, "NUMEL": 2**17 + 3 * 8192 + 13, "BLOCK": 9000}
-    for name, value in {**smaller, "ROWS": 129, "COLS": 256, "WINDOW": 8000}.items():
-        monkeypatch.setattr(large, name, value)
-
-
-def test_large_tensors_pass_where_all_is_well(scaled_down: None) -> None:
-    large.adamw("eager", torch.float32)
-    large.adamw("eager", torch.bfloat16, low_precision="split")
-    for mode in ("split", "stochastic"):
-        large.adafactor("eager", mode)
-
-
-@pytest.mark.parametrize("where", ["before", "after", "last"])
-def test_an_offset_that_wraps_is_seen(scaled_down: None, monkeypatch, where: str) -> None:
-    half, end = large.HALF, large.NUMEL
-    element = {"before": half - 1, "after": half, "last": end - 1}[where]
-
-    class Wraps(fused_optim.AdamW):
-        def step(self, *arguments):
-            super().step(*arguments)
-            p = self.param_groups[0]["params"][0]
-            if p.numel() == end:
-                p.data[element] += 1e-3
-
-    monkeypatch.setattr(fused_optim, "AdamW", Wraps)
-    with pytest.raises(AssertionError, match="elements .*Mismatched elements: 1"):
-        try:
-            large.adamw("eager", torch.float32)
-        except AssertionError as error:
-            raise AssertionError(" ".join(str(error).split())) from None
-
-
-def test_one_wrong_row_of_adafactor_is_seen(scaled_down: None, monkeypatch) -> None:
-    class Skips(fused_optim.Adafactor):
-        def step(self, *arguments):
-            super().step(*arguments)
-            self.param_groups[0]["params"][0].data[100] = 1.0
-
-    monkeypatch.setattr(fused_optim, "Adafactor", Skips)
-    with pytest.raises(AssertionError, match="256 elements are wrong"):
-        large.adafactor("eager", "split")
-
-
-def test_the_cases_are_beyond_32_bits() -> None:
-    assert large.NUMEL > 2**31 and large.ROWS * large.COLS > 2**31
-    assert all(0 <= w.start and w.stop <= large.NUMEL for w in large.windows())
-    assert large.windows()[1].start < 2**31 < large.windows()[1].stop
 
 
 # --- sweep, build, record of tests ----------------------------------------------------------------

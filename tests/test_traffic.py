@@ -9,6 +9,9 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
+
 from bench import traffic
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
@@ -155,24 +158,24 @@ def result_file(path: Path, rows: list, copy: dict | None = None) -> Path:
 
 def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
     copy = {"gb_per_s": 2000.0}
-    (found,) = predict.compare(result_file(tmp_path / "r.json", [ROW], copy))
+    found = predict.compare(result_file(tmp_path / "r.json", [ROW], copy))
     expected = 26 * 4096 * 4096 / 2e9 + gpus.LAUNCH_US / 1e3
-    assert found.predicted_ms == pytest.approx(expected)
-    assert found.ratio == pytest.approx(0.2 / expected)
+    assert list(found["predicted ms"]) == pytest.approx([expected])
+    assert list(found["measured/predicted"]) == pytest.approx([0.2 / expected])
 
 
 def test_the_machines_own_cache_counts(tmp_path: Path) -> None:
     row = ROW | {"optimizer": "Adafactor T5 stochastic", "shapes": "gpt2-124M"}
-    (large,) = predict.compare(result_file(tmp_path / "r.json", [row]))
+    found = predict.compare(result_file(tmp_path / "r.json", [row]))
     setup = predict.own_setups()["Adafactor T5 stochastic", "bf16"]
-    assert large.predicted_ms < predict.predict(setup, SHAPES["gpt2-124M"], H200).ms
+    assert found["predicted ms"].item() < predict.predict(setup, SHAPES["gpt2-124M"], H200).ms
 
 
 def test_what_can_not_be_predicted_says_why(tmp_path: Path, capsys) -> None:
     rows = [ROW | {"optimizer": "AdamW sideways"}, ROW | {"shapes": "none"}]
     rows += [ROW | {"backend": "eager"}, ROW | {"source": "torch", "backend": None}]
     path = result_file(tmp_path / "r.json", rows)
-    assert [each.why for each in predict.compare(path)] == ["no such setup", "no such shapes"]
+    assert list(predict.compare(path)["why not"]) == ["no such setup", "no such shapes"]
     model.main(["--compare", str(path)])
     assert "no such setup" in capsys.readouterr().out
 

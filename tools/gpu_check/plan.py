@@ -15,6 +15,7 @@ from tools.gpu_check.stages import Context, Stage
 
 _TESTS = ROOT / "tests"
 _EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
+_LARGE = ("-m", "gpu and long", str(_TESTS / "test_large_tensors.py"))
 END_S = 15.0  # that a measuring process has left to end by itself
 
 
@@ -76,12 +77,18 @@ def sanitizer(tool: str, backend: str) -> Stage:
 def tests(
     name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any
 ) -> Stage:
-    """Return a stage that runs pytest over files of tests/, or with other arguments."""
+    """Return a stage that runs pytest over files of tests/, or with other arguments.
+
+    Further keywords are `Stage`'s and: ``dist``, how tests are spread over processes, None for one;
+    ``rehearsed``, the arguments of a rehearsal, None for what takes a GPU.
+    """
     dist = more.pop("dist", "load")
     rehearsed = more.pop("rehearsed", arguments)
 
     def command(context: Context) -> list[str]:
         packages = context.found.get("packages", {})
+        if rehearsed is None and not context.on_gpu:
+            raise Skip("needs tens of gigabytes of a GPU's memory")
         if not packages.get("pytest"):
             raise Skip("pytest is not installed")
         options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider"]
@@ -89,8 +96,9 @@ def tests(
         options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
         if packages.get("pytest-xdist"):
             # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
+            several = dist and context.on_gpu
             spread = ["-n", str(context.workers(12)), "--dist", dist]
-            options += spread if context.on_gpu else ["-p", "no:xdist"]
+            options += spread if several else ["-p", "no:xdist"]
         return module(context.python, "tools.gpu_check.recorder", context.record(name), *options)
 
     return Stage(name, title, *seconds, command, stages.collect_tests, **more)
@@ -134,12 +142,6 @@ def _measuring(context: Context, name: str, stage: str, *words: str) -> list[str
     return module(context.python, name, *where, *limit, *words)
 
 
-def large_command(context: Context) -> list[str]:
-    if not context.on_gpu:
-        raise Skip("needs tens of gigabytes of a GPU's memory")
-    return module(context.python, "tools.gpu_check.large", "--json", context.record("large"))
-
-
 def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
@@ -165,7 +167,7 @@ STAGES: tuple[Stage, ...] = (
     sanitizer("racecheck", "cuda"),
     sanitizer("memcheck", "triton"),
     sanitizer("racecheck", "triton"),
-    Stage("large", "tensors beyond 2^31 elements", 40, 180, large_command),
+    tests("large", "tensors beyond 2^31 elements", (40, 180), *_LARGE, dist=None, rehearsed=None),
     bench("memory", "the memory of every optimizer", (110, 240), "memory", "--shapes gpt2-124M"),
     Stage("sweep", "cost by size and count", 90, 240, sweep_command, stages.collect_figures),
     tests("tests-all", "the whole suite", (200, 540), dist="loadfile", variables=_EAGER),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
 from bench import setups, traffic
+from bench.display import Display
 from bench.shapes import SHAPES
+from bench.tables import frame
 from tools.traffic import gpus, tables
 from tools.traffic.gpus import GPUS
-from tools.traffic.predict import SHOWN, Comparison, Prediction, compare, own_setups, predictions
+from tools.traffic.predict import SHOWN, compare, own_setups, predictions
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,8 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.docs:
         tables.write()
         return
+    display = Display()
     if options.compare:
-        _print_comparison(compare(options.compare))
+        found = compare(options.compare)
+        if found.empty:
+            display.say("the file has no measured rows of this package's CUDA or Triton kernels")
+        else:
+            display.table("measured beside predicted", found)
         return
     shown = [
         setup
@@ -43,7 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not shown:
         parser.error(f"--only {options.only}: no setup of this package has that in its name")
     found = predictions(options.gpus, options.shapes, shown)
-    _print_predictions(found)
+    display.table("predicted, not measured", _columns(frame(found)))
+    copies = ", ".join(f"{g.name} {g.copy_gb_per_s:,.0f} GB/s" for g in GPUS.values())
+    display.say(
+        f"Inputs: copy bandwidth {copies}; {gpus.L2_SHARE:.0%} of L2 kept between passes; "
+        f"{gpus.LAUNCH_US:g} us a launch. tools/traffic/gpus.py says where they are from."
+    )
     if options.json:
         rows = [dataclasses.asdict(each) for each in found]
         data = {"predicted": True, "inputs": inputs(), "rows": rows}
@@ -61,47 +71,16 @@ def inputs() -> dict[str, Any]:
     }
 
 
-def _table(words: Iterable[str], figures: Iterable[str], **options: Any) -> Table:
-    table = Table(**options)
-    for column in words:
-        table.add_column(column, overflow="fold")
-    for column in figures:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _print_predictions(found: Iterable[Prediction]) -> None:
-    copies = ", ".join(f"{g.name} {g.copy_gb_per_s:,.0f} GB/s" for g in GPUS.values())
-    caption = (
-        f"Inputs: copy bandwidth {copies}; {gpus.L2_SHARE:.0%} of L2 kept between passes; "
-        f"{gpus.LAUNCH_US:g} us a launch. tools/traffic/gpus.py says where they are from."
-    )
-    table = _table(
-        ("shapes", "setup", "GPU"),
-        ("counted B/param", "memory B/param", "launches", "predicted ms"),
-        title="predicted, not measured",
-        caption=caption,
-        caption_justify="left",
-    )
-    for each in found:
-        names = (each.shapes, f"{each.setup}, {each.dtype}", each.gpu)
-        figures = (f"{each.counted_bytes:.2f}", f"{each.dram_bytes:.2f}", str(each.launches))
-        table.add_row(*names, *figures, f"{each.ms:.3f}")
-    Console().print(table)
-
-
-def _print_comparison(found: list[Comparison]) -> None:
-    if not found:
-        Console().print("the file has no measured rows of this package's CUDA or Triton kernels")
-        return
-    figures = ("measured ms", "predicted ms", "measured/predicted")
-    table = _table(("shapes", "setup"), figures, title="measured beside predicted")
-    for each in found:
-        both = (each.why, "")
-        if each.ratio is not None:
-            both = (f"{each.predicted_ms:.3f}", f"{each.ratio:.2f}")
-        table.add_row(each.shapes, f"{each.setup}, {each.dtype}", f"{each.measured_ms:.3f}", *both)
-    Console().print(table)
+def _columns(found: pd.DataFrame) -> pd.DataFrame:
+    shown = found[["shapes", "setup", "dtype", "gpu"]].copy()
+    for name, key, digits in (
+        ("counted B/param", "counted_bytes", 2),
+        ("memory B/param", "dram_bytes", 2),
+        ("launches", "launches", 0),
+        ("predicted ms", "ms", 3),
+    ):
+        shown[name] = found[key].round(digits)
+    return shown
 
 
 if __name__ == "__main__":

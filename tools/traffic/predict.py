@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from bench import costs, setups, traffic
@@ -134,27 +135,11 @@ def predictions(
     ]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A measured row beside its prediction; ``predicted_ms`` is None where ``why`` says why."""
-
-    setup: str
-    dtype: str
-    shapes: str
-    measured_ms: float
-    predicted_ms: float | None
-    why: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Measured over predicted: 1 where the model is right, above where it is too hopeful."""
-        return None if self.predicted_ms is None else self.measured_ms / self.predicted_ms
-
-
-def compare(path: Path) -> list[Comparison]:
+def compare(path: Path) -> pd.DataFrame:
     """Return this package's rows of a result file of ``python -m bench``, with predictions.
 
-    The file's own copy bandwidth, L2 and SMs take the place of the table's.
+    The file's own copy bandwidth, L2 and SMs take the place of the table's. The quotient is 1 where
+    the model is right, and above where it is too hopeful.
     """
     data = json.loads(Path(path).read_text())
     gpu = gpus.measured(data["machine"], data["copy"])
@@ -162,13 +147,17 @@ def compare(path: Path) -> list[Comparison]:
     for row in data["rows"]:
         if row["source"] != setups.OURS or row["backend"] == "eager":
             continue
-        key = (row["optimizer"], row["dtype"], row["shapes"])
         inputs = {
             "such GPU": gpu,
-            "such setup": own_setups().get(key[:2]),
+            "such setup": own_setups().get((row["optimizer"], row["dtype"])),
             "such shapes": SHAPES.get(row["shapes"]),
         }
         why = ", ".join(f"no {what}" for what, there in inputs.items() if there is None)
         ms = None if why else predict(inputs["such setup"], inputs["such shapes"], gpu).ms
-        found.append(Comparison(*key, row["ms"], ms, why))
-    return found
+        case = {key: row[key] for key in ("shapes", "optimizer", "dtype")}
+        found.append({**case, "measured ms": row["ms"], "predicted ms": ms, "why not": why})
+    table = pd.DataFrame(found)
+    if found:
+        predicted = table["predicted ms"] = table["predicted ms"].astype(float)
+        table.insert(5, "measured/predicted", table["measured ms"] / predicted)
+    return table

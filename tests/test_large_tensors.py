@@ -1,4 +1,4 @@
-"""Steps over tensors of more than 2^31 elements, on a GPU: ``python -m tools.gpu_check.large``.
+"""Steps over tensors of more than 2^31 elements, on a GPU; the same checks, scaled down, elsewhere.
 
 AdamW's elements know nothing of each other, so the first, the last and those around 2^31 are held
 to a small tensor of the same values. Adafactor is given gradients of rank one, whose factored
@@ -7,21 +7,16 @@ estimate is exact: its first update is the sign of the gradient, and every eleme
 
 from __future__ import annotations
 
-import argparse
 import gc
-import itertools
 import sys
-import traceback
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 
 import fused_optim
 from fused_optim import dispatch
-from tools.gpu_check.record import Tally
 
 DEVICE = "cuda"
 HALF = 2**31
@@ -29,7 +24,6 @@ NUMEL = HALF + 3 * 8192 + 13
 ROWS, COLS = 2**16 + 1, 2**15
 WINDOW = 40_000
 BLOCK = 2**27  # elements that a check looks at together
-GIB = 2.0**30
 
 
 def windows() -> list[slice]:
@@ -97,49 +91,87 @@ def adafactor(backend: str, low_precision: str) -> None:
         assert not wrong.any(), f"rows from {start} on: {int(wrong.sum())} elements are wrong"
 
 
-_SPLIT, _STOCHASTIC = {"low_precision": "split"}, {"low_precision": "stochastic"}
+SPLIT, STOCHASTIC = {"low_precision": "split"}, {"low_precision": "stochastic"}
 CASES = {
-    "AdamW fp32": (4 * 4 * NUMEL, partial(adamw, dtype=torch.float32)),
-    "AdamW bf16 split": (14 * NUMEL, partial(adamw, dtype=torch.bfloat16, **_SPLIT)),
-    "Adafactor bf16 split": (6 * ROWS * COLS, partial(adafactor, **_SPLIT)),
-    "Adafactor bf16 stochastic": (4 * ROWS * COLS, partial(adafactor, **_STOCHASTIC)),
+    "AdamW fp32": (16 * NUMEL, adamw, {"dtype": torch.float32}),
+    "AdamW bf16 split": (14 * NUMEL, adamw, {"dtype": torch.bfloat16, **SPLIT}),
+    "Adafactor bf16 split": (6 * ROWS * COLS, adafactor, SPLIT),
+    "Adafactor bf16 stochastic": (4 * ROWS * COLS, adafactor, STOCHASTIC),
 }
 """What is stepped, with the bytes it takes at least."""
 
 
-def run(name: str, backend: str) -> str | None:
-    """Run a case; returns why it was not run, or None."""
-    needs, case = CASES[name]
-    op = "adamw_" if "AdamW" in name else "adafactor_apply_"
-    if reason := dispatch.why_not(backend, op):
-        return reason
+@pytest.mark.gpu
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize(("needs", "check", "options"), CASES.values(), ids=CASES)
+def test_beyond_32_bits(
+    needs: int, check: Callable[..., None], options: dict[str, Any], backend: str
+) -> None:
+    op = "adamw_" if check is adamw else "adafactor_apply_"
+    if reason := dispatch.why_not(backend, op, torch.device("cuda")):
+        pytest.skip(reason)
     gc.collect()
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / GIB
-    if free < needs / GIB + 3:
-        return f"takes {needs / GIB + 3:.0f} GiB, and {free:.0f} are free"
-    case(backend)
-    return None
+    free, needs = torch.cuda.mem_get_info()[0] / 2**30, needs / 2**30 + 3
+    if free < needs:
+        pytest.skip(f"takes {needs:.0f} GiB, and {free:.0f} are free")
+    try:
+        check(backend, **options)
+    except AssertionError as error:  # the traceback of which would keep the tensors alive
+        pytest.fail(str(error), pytrace=False)
 
 
-def main() -> int:
-    """Run every case on both kernel backends and return 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
-    tally = Tally(parser.parse_args().json)
-    for name, backend in itertools.product(CASES, ("cuda", "triton")):
-        title = f"{name} on {backend}"
+# --- scaled down ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same checks on tensors that fit a CPU, with the boundary at 2^17 elements."""
+    smaller = {"DEVICE": "cpu", "HALF": 2**17, "NUMEL": 2**17 + 3 * 8192 + 13, "BLOCK": 9000}
+    for name, value in {**smaller, "ROWS": 129, "COLS": 256, "WINDOW": 8000}.items():
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+
+
+def test_large_tensors_pass_where_all_is_well(scaled_down: None) -> None:
+    adamw("eager", torch.float32)
+    adamw("eager", torch.bfloat16, low_precision="split")
+    for mode in ("split", "stochastic"):
+        adafactor("eager", mode)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "last"])
+def test_an_offset_that_wraps_is_seen(scaled_down: None, monkeypatch, where: str) -> None:
+    half, end = HALF, NUMEL
+    element = {"before": half - 1, "after": half, "last": end - 1}[where]
+
+    class Wraps(fused_optim.AdamW):
+        def step(self, *arguments):
+            super().step(*arguments)
+            p = self.param_groups[0]["params"][0]
+            if p.numel() == end:
+                p.data[element] += 1e-3
+
+    monkeypatch.setattr(fused_optim, "AdamW", Wraps)
+    with pytest.raises(AssertionError, match="elements .*Mismatched elements: 1"):
         try:
-            reason = run(name, backend)
-            tally.passed += reason is None
-            tally.notes += [f"{title}: {reason}"] if reason else []
-            print(f"{title}: {reason or 'passed'}", flush=True)
-        except Exception as error:
-            tally.fail(title, traceback.format_exc().splitlines()[-8:])
-            error.__traceback__ = None  # it keeps the tensors alive
-        tally.write()
-    return int(tally.failed > 0)
+            adamw("eager", torch.float32)
+        except AssertionError as error:
+            raise AssertionError(" ".join(str(error).split())) from None
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def test_one_wrong_row_of_adafactor_is_seen(scaled_down: None, monkeypatch) -> None:
+    class Skips(fused_optim.Adafactor):
+        def step(self, *arguments):
+            super().step(*arguments)
+            self.param_groups[0]["params"][0].data[100] = 1.0
+
+    monkeypatch.setattr(fused_optim, "Adafactor", Skips)
+    with pytest.raises(AssertionError, match="256 elements are wrong"):
+        adafactor("eager", "split")
+
+
+def test_the_cases_are_beyond_32_bits() -> None:
+    assert NUMEL > 2**31 and ROWS * COLS > 2**31
+    assert all(0 <= w.start and w.stop <= NUMEL for w in windows())
+    assert windows()[1].start < 2**31 < windows()[1].stop
