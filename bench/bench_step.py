@@ -38,7 +38,6 @@ def cases() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    """Knows which peers work here."""
     return Session(DEVICE, rounds=1)
 
 

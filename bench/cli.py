@@ -44,8 +44,6 @@ _MEMORY_SHAPES = {"cpu": ("gpt2-30M",), "cuda": ("llama-8b-2l", "tiny-1000")}
 
 
 class Task(NamedTuple):
-    """One thing to measure."""
-
     what: str
     setups: tuple[Setup, ...]
     dtype: str
@@ -53,7 +51,6 @@ class Task(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     found = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measures optimizers against each other, in turns, on this machine.",
@@ -83,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the command line asks for and return the exit status."""
     found = parser()
     options = found.parse_args(arguments)
     display = Display()
@@ -111,12 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
         warm_up=options.warm_up,
     )
     display.say(header(session.results.machine))
-    _run(session, list(tasks(session, options)), display)
-    return _report(session, base, display)
+    run(session, list(tasks(session, options)), display)
+    return report(session, base, display)
 
 
 def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
-    """Return what the options ask for, in the order in which it is measured."""
     device = session.device.type
     shapes = options.shapes or _EXTENTS[device, options.extent][0]
 
@@ -144,7 +139,7 @@ def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
                 yield task(title.format(setup.name), (setup,), measure, name, dtype)
 
 
-def _run(session: Session, work: list[Task], display: Display) -> None:
+def run(session: Session, work: list[Task], display: Display) -> None:
     session.measure_copy()
     with display.progress(len(work)) as advance:
         for index, task in enumerate(work):
@@ -156,8 +151,7 @@ def _run(session: Session, work: list[Task], display: Display) -> None:
                 session.attempt(task.what, task.setups, task.measure)
 
 
-def _report(session: Session, base: results.Results | None, display: Display) -> int:
-    """Print all that was measured and return the exit status."""
+def report(session: Session, base: results.Results | None, display: Display) -> int:
     for title, table in tables(session.results).items():
         display.table(title, table)
     if base is not None:

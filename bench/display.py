@@ -20,14 +20,11 @@ _WIDTH_OF_A_FILE = 180
 
 
 class Display:
-    """Prints results."""
-
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
         self._console = Console(width=width, highlight=False)
 
     def say(self, text: str) -> None:
-        """Print a line."""
         self._console.print(text, markup=False)
 
     @contextlib.contextmanager

@@ -74,7 +74,6 @@ _TRANSIENT_BYTES = 16 * 2**20
 
 
 def evaluate(results: Results) -> list[Check]:
-    """Return the checks of all that was measured. Ratios carry their goals themselves."""
     checks = [check for ratio in results.ratios if (check := ratio.check())]
     return [*checks, *_on_a_gpu(results)] if results.machine.device == "cuda" else checks
 

@@ -97,7 +97,6 @@ def measure(count: int, turns: int) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    """Print microseconds per step, and the ratios to torch's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tensors", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=25)

@@ -67,7 +67,6 @@ class Drive:
 
 
 def measure(dtype: torch.dtype, mode: str) -> Kept:
-    """Return the limits of a mode for a 16-bit dtype."""
     constant, varying = (shares(dtype, mode) - 1.0).abs().amax(dim=1)  # of the worst weight
     return Kept(_least(constant, 0.5), _least(constant, 0.01), _least(varying, 0.01))
 
@@ -100,7 +99,6 @@ def _least(off: torch.Tensor, tolerance: float) -> int | None:
 
 
 def power(k: int | None) -> str:
-    """Return a limit as the page has it."""
     return f"above 2^-{_COARSEST}" if k is None else f"2^-{k} ({2.0**-k:.1e})".replace("e-0", "e-")
 
 
@@ -117,7 +115,6 @@ def table() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Bring the page up to what is measured."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.kept_updates")
     parser.parse_args(arguments)
     PAGE.write_text(pages.replaced(PAGE.read_text(), "kept", table()))

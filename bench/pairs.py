@@ -31,7 +31,6 @@ class Pair:
     targets: tuple[Target, ...] = ()  # of which the first that fits a case gives its goal
 
     def goal(self, device: str, shapes: str, dtype: str) -> Goal | None:
-        """Return the goal of a case, or None where none was set."""
         for target in self.targets:
             if device == target.device and shapes in target.shapes and dtype in target.dtypes:
                 return GOALS[target.goal]

@@ -26,6 +26,7 @@ from torch import nn
 
 import fused_optim
 from bench import ROOT, machine
+from bench.results import write
 from fused_optim import torch_compat
 from fused_optim.base import FusedOptimizer
 
@@ -59,36 +60,30 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One optimizer in one precision."""
-
     name: str
-    family: str
     make: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
     dtype: torch.dtype = torch.bfloat16
     seeds: int = 1
 
+    @property
+    def family(self) -> str:
+        return "adafactor" if "Adafactor" in self.name else "adamw"
+
 
 def _recipes() -> list[Recipe]:
-    fp32, bf16 = torch.float32, torch.bfloat16
-    adamw, adafactor = fused_optim.AdamW, fused_optim.Adafactor
-    fixed = {"relative_step": False}
+    fp32, adamw, adafactor = torch.float32, fused_optim.AdamW, fused_optim.Adafactor
+    split, fixed = {"low_precision": "split"}, {"relative_step": False}
+    half = {**split, "state_dtype": torch.bfloat16}
+    modes = ("split", "kahan", "stochastic", "nearest")
     return [
-        Recipe("AdamW float32", "adamw", adamw, {}, fp32, FLOAT32_SEEDS),
-        *(
-            Recipe(f"AdamW {mode}", "adamw", adamw, {"low_precision": mode})
-            for mode in ("split", "kahan", "stochastic", "nearest")
-        ),
-        Recipe(
-            "AdamW split, bfloat16 moments",
-            "adamw",
-            adamw,
-            {"low_precision": "split", "state_dtype": bf16},
-        ),
-        Recipe("torch_compat.AdamW", "adamw", torch_compat.AdamW, {}),
-        Recipe("torch.optim.AdamW", "adamw", torch.optim.AdamW, {}),
-        Recipe("Adafactor float32", "adafactor", adafactor, fixed, fp32, FLOAT32_SEEDS),
-        Recipe("Adafactor split", "adafactor", adafactor, {**fixed, "low_precision": "split"}),
+        Recipe("AdamW float32", adamw, {}, fp32, FLOAT32_SEEDS),
+        *(Recipe(f"AdamW {mode}", adamw, {"low_precision": mode}) for mode in modes),
+        Recipe("AdamW split, bfloat16 moments", adamw, half),
+        Recipe("torch_compat.AdamW", torch_compat.AdamW, {}),
+        Recipe("torch.optim.AdamW", torch.optim.AdamW, {}),
+        Recipe("Adafactor float32", adafactor, fixed, fp32, FLOAT32_SEEDS),
+        Recipe("Adafactor split", adafactor, {**fixed, **split}),
     ]
 
 
@@ -164,13 +159,15 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
     """Train one recipe with one seed and return what the result file keeps."""
     trained = Trained(recipe, seed, settings, corpus)
     steps, losses = zip(*((s, round(loss, 4)) for s, loss in trained.curve()), strict=True)
-    param = next(trained.stored.parameters())
-    first = trained.optimizer.state[param].get("exp_avg")
+    optimizer, param = trained.optimizer, next(trained.stored.parameters())
+    first, mode = optimizer.state[param].get("exp_avg"), None
+    if isinstance(optimizer, FusedOptimizer):
+        mode = optimizer.settings(optimizer.param_groups[0])["low_precision"]
     return {
         "name": recipe.name,
         "optimizer": recipe.family,
         "dtype": str(recipe.dtype).removeprefix("torch."),
-        "mode": _mode(trained.optimizer),
+        "mode": mode,  # None for another package's optimizer
         "state_dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "seed": seed,
         "bytes_per_parameter": round(trained.bytes_per_parameter(), 2),
@@ -180,28 +177,15 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
     }
 
 
-def _mode(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return the ``low_precision`` of one of this package's optimizers, None for another's."""
-    if not isinstance(optimizer, FusedOptimizer):
-        return None
-    return optimizer.settings(optimizer.param_groups[0])["low_precision"]
-
-
 def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
     """Yield the (recipe, seed) of every run that the results lack."""
     there = {(run["name"], run["seed"]) for run in results["runs"]}
-    for recipe in RECIPES:
-        for seed in range(recipe.seeds):
-            if (recipe.name, seed) not in there:
-                yield recipe, seed
+    runs = ((recipe, seed) for recipe in RECIPES for seed in range(recipe.seeds))
+    return ((recipe, seed) for recipe, seed in runs if (recipe.name, seed) not in there)
 
 
 def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
-    """Return the results so far.
-
-    Raises:
-        ValueError: they were measured with other settings or on other text.
-    """
+    """Return the results so far, if they were measured with these settings on this text."""
     wanted = {**dataclasses.asdict(settings), "corpus": corpus.name, "digest": corpus.digest}
     if not path.exists():
         here = dataclasses.asdict(machine.describe(torch.device("cpu")))
@@ -216,16 +200,12 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """Write the results, a line per run, in the order of the recipes."""
     order = [recipe.name for recipe in RECIPES]
     results["runs"].sort(key=lambda run: (order.index(run["name"]), run["seed"]))
     head = {key: value for key, value in results.items() if key != "runs"}
     text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n  '
     text += ",\n  ".join(json.dumps(run) for run in results["runs"]) + "\n ]\n}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    write(path, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,13 +33,11 @@ MEMORY_COLUMNS: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 def references(results: dict[str, Any], family: str) -> list[Run]:
-    """Return a family's float32 runs, one per seed."""
     runs = [run for run in results["runs"] if run["optimizer"] == family]
     return [run for run in runs if run["dtype"] == "float32"]
 
 
 def span(results: dict[str, Any], family: str) -> tuple[float, float]:
-    """Return the least and the greatest final loss of a family's float32 runs."""
     losses = [run["final_loss"] for run in references(results, family)]
     return min(losses), max(losses)
 
@@ -51,7 +49,6 @@ def same_seed(results: dict[str, Any], run: Run) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the Markdown table of a result file, with the sentence above it."""
     settings, machine, rows = results["settings"], results["machine"], []
     for family in dict.fromkeys(run["optimizer"] for run in results["runs"]):
         seeds, (low, high) = references(results, family), span(results, family)
@@ -88,7 +85,6 @@ def stored_bytes(optimizer: type, options: dict[str, Any], dtype: torch.dtype) -
 
 
 def memory_table() -> str:
-    """Return the Markdown table of bytes per parameter in every mode."""
     cases = [("float32", "auto"), *(("bfloat16", mode) for mode in MODES)]
     cases += [("float16", mode) for mode in MODES if mode != "split"]
     rows = []
@@ -102,13 +98,11 @@ def memory_table() -> str:
 
 
 def with_figures(page: str, results: dict[str, Any]) -> str:
-    """Return ``page`` with both tables in their places."""
     page = pages.replaced(page, "training", table(results))
     return pages.replaced(page, "memory", memory_table())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Bring the page up to the results."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.precision_table")
     parser.parse_args(arguments)
     PAGE.write_text(with_figures(PAGE.read_text(), json.loads(RESULTS.read_text())))

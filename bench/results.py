@@ -112,7 +112,6 @@ class Ratio:
         return f"{self.ours} vs {self.baseline}, {self.shapes}, {self.dtype}"
 
     def check(self) -> Check | None:
-        """Return the verdict on it, or None where it has no goal."""
         if self.goal is None:
             return None
         above = self.floor is None or self.ratio >= self.floor
@@ -140,8 +139,6 @@ class Memory:
 
 @dataclass
 class Check:
-    """A measured value against its goal and floor."""
-
     name: str
     value: float
     unit: str
@@ -153,8 +150,6 @@ class Check:
 
 @dataclass
 class Missing:
-    """What was not measured, and why."""
-
     what: str
     why: str
 

@@ -149,11 +149,9 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """Whether the run's time is over."""
         return time.monotonic() >= self.deadline
 
     def give_up(self, what: Iterable[str]) -> None:
-        """Note what there is no time for."""
         why = "not reached within the time limit"
         self.results.missing += [Missing(each, why) for each in what]
         self.save()

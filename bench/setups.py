@@ -25,8 +25,6 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Setup:
-    """One optimizer with its options."""
-
     name: str
     op: str  # adamw or adafactor
     source: str  # the package it comes from, as pip's users know it

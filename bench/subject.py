@@ -46,7 +46,6 @@ class Subject:
             param.grad = self._random(index, 1 + draw).mul_(scale * 1e-3).to(param.dtype)
 
     def step(self) -> None:
-        """Step as a user would, clipping included."""
         if self.setup.clips:
             torch.nn.utils.clip_grad_norm_(self.params, MAX_GRAD_NORM)
         self.optimizer.step()
@@ -72,7 +71,6 @@ class Subject:
 
 
 def free() -> None:
-    """Give back the memory of subjects that went out of scope."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from bench.cli import Task, report, run
+from bench.display import Display
 from bench.run import Session
 from bench.setups import SETUPS
 from bench.shapes import FIXED_SIZE, FIXED_TENSORS, SHAPES, numel, swept
@@ -41,7 +43,6 @@ QUICK = SETUPS_SWEPT[:2] + SETUPS_SWEPT[3:8]
 
 
 def lists(device: str, quick: bool) -> list[str]:
-    """Return the names of the lists, the cheapest first."""
     counts = (1, 100, 10_000) if quick else (1, 10, 100, 1000, 10_000)
     sizes = (4, 6, 8, 9) if quick else range(4, 11)
     tops = [10**k for k in sizes] if quick else sorted([*(10**k for k in sizes), 3 * 10**9])
@@ -50,7 +51,6 @@ def lists(device: str, quick: bool) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the sweep and return 1 if one of this package's or torch's optimizers failed."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.sweep")
     parser.add_argument("--device", choices=tuple(MOST), help="cuda where there is one")
     parser.add_argument("--json", type=Path, required=True, help="the result file")
@@ -65,19 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(
         torch.device(kind), rounds, json=options.json, deadline=deadline, warm_up=0.05
     )
-    session.measure_copy()
+    work = []
     for name in lists(kind, options.quick):
+        if numel(SHAPES[name]) > options.most:
+            continue
         for setup, dtype in QUICK if options.quick else SETUPS_SWEPT:
-            if numel(SHAPES[name]) > options.most:
-                continue
-            case = f"{setup}, {name}, {dtype}"
             measure = functools.partial(session.measure_row, SETUPS[setup], name, dtype)
-            done = session.attempt(case, (SETUPS[setup],), measure)
-            why = "measured" if done else session.results.missing[-1].why
-            print(f"{case}: {why}", flush=True)
-    for failure in session.failures:
-        print(f"FAILED  {failure}")
-    return int(bool(session.failures))
+            work.append(Task(f"{setup}, {name}, {dtype}", (SETUPS[setup],), dtype, measure))
+    display = Display()
+    run(session, work, display)
+    return report(session, None, display)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,6 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def verdict(met: bool, above_floor: bool) -> str:
-    """Return what is said of a figure with a goal."""
     return ("met" if met else "missed") if above_floor else "BELOW FLOOR"
 
 

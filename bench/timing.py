@@ -83,7 +83,6 @@ class CudaTimer(CpuTimer):
 
 
 def timer_for(device: torch.device, warm_up: float | None = None) -> CpuTimer:
-    """Return the timer of a device; ``warm_up`` is in seconds."""
     options = {} if warm_up is None else {"warm_up": warm_up}
     return CudaTimer(device, **options) if device.type == "cuda" else CpuTimer(**options)
 
@@ -108,7 +107,6 @@ def in_turns(
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile."""
     if len(values) < 2:
         return (values[0],) * 3
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

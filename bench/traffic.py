@@ -14,31 +14,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides how many bytes a step moves per parameter.
+    """What decides how many bytes a step moves per parameter."""
 
-    Args:
-        op: ``adamw`` or ``adafactor``.
-        dtype: of the parameters.
-        grad_dtype: of the gradients.
-        mode: the kernel contract's: ``none`` for float32, else what is kept of the float32 value.
-        state_dtype: of the moments; None where there are none, as in Adafactor without beta1.
-        amsgrad: AdamW keeps a maximum.
-        scale_parameter: Adafactor reads the parameter's root mean square.
-        beta1: Adafactor keeps a first moment.
-        factored: Adafactor keeps sums of rows and columns; not of vectors.
-        visited: the tensor is so small that one block may do all of Adafactor's stages.
-    """
-
-    op: str
+    op: str  # adamw or adafactor
     dtype: str = "float32"
     grad_dtype: str = "float32"
-    mode: str = "none"
-    state_dtype: str | None = "float32"
+    mode: str = "none"  # the kernel contract's; none for float32
+    state_dtype: str | None = "float32"  # None without moments, as in Adafactor without beta1
     amsgrad: bool = False
-    scale_parameter: bool = False
-    beta1: bool = False
-    factored: bool = True
-    visited: bool = False
+    scale_parameter: bool = False  # Adafactor reads the parameter's root mean square
+    beta1: bool = False  # Adafactor keeps a first moment
+    factored: bool = True  # Adafactor keeps sums of rows and columns; not of vectors
+    visited: bool = False  # so small a tensor that one block may do all of Adafactor's stages
 
 
 class Stream(NamedTuple):

@@ -12,12 +12,11 @@ import argparse
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from bench import ROOT
+from bench import ROOT, system
 from bench.merging import read
 from bench.results import write
 from tools.gpu_check import summary
@@ -39,10 +38,9 @@ class Check:
         self.context, self.stages, self.deadline = context, stages, deadline
         self.record = Record.open(context.out / "stages.json")
         self.log = context.out / "log.txt"
-        self.commit = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+        self.commit = system.output("git", "describe", "--always", "--dirty")
 
     def run(self) -> int:
-        """Run the stages and return the exit status."""
         for index, stage in enumerate(self.stages):
             left = None if self.deadline is None else self.deadline - time.monotonic()
             plan = [(s.expected_s, s.limit_s) for s in self.stages[index:]]
@@ -105,25 +103,16 @@ class Check:
             entry.tail = outcome.output.splitlines()[-TAIL_LINES:]
 
     def keep(self) -> None:
-        """Write the record and the page made of it."""
         self.record.save()
         write(self.context.out / "summary.md", summary.page(self.record, self.context.results))
 
 
-def _output(*command: str) -> str | None:
-    """Return the last line that a command prints; in time, for a driver may hang."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return (done.stdout.strip().splitlines() or [None])[-1]
-
-
 def _gpu_name() -> str | None:
-    """Return the GPU's name as the driver's tool has it or, without that, torch."""
     ask_torch = "import torch; print(torch.cuda.get_device_name())"
     ask_driver = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return _output(*ask_driver) or _output(sys.executable, "-c", ask_torch)
+    # In processes of their own: a driver may hang, and this process has to outlive that.
+    found = system.output(*ask_driver) or system.output(sys.executable, "-c", ask_torch)
+    return found and found.splitlines()[-1]
 
 
 def _slug(gpu: str) -> str:
@@ -131,7 +120,6 @@ def _slug(gpu: str) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the options of a call."""
     text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("gpu-check", description=__doc__, formatter_class=text)
     names = ", ".join(stage.name for stage in STAGES)
@@ -156,7 +144,6 @@ def _told_to_end(number: int, frame: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the check and return its exit status."""
     options = parse(arguments)
     begin = time.monotonic()
     gpu = _gpu_name() if options.device == "cuda" else "rehearsal-cpu"

@@ -19,7 +19,6 @@ from bench import ROOT
 
 
 def build(site: Path, architecture: str | None) -> dict[str, Any]:
-    """Build into ``site`` and return what was built, and how long it took."""
     shutil.rmtree(site, ignore_errors=True)
     from_scratch = architecture is not None and not list((ROOT / "build/cuda").glob("*/*.o"))
     request = {"FUSED_OPTIM_CUDA": "1" if architecture else "0"}
@@ -52,7 +51,6 @@ def _setup(site: Path, request: dict[str, str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Build, write the record and return 1 if what was asked for could not be built."""
     built = build(Path(arguments[0]), arguments[2] if arguments[2:] else None)
     Path(arguments[1]).write_text(json.dumps(built))
     print(built)

@@ -101,8 +101,6 @@ def trained(
 
 
 class Worker(Tally):
-    """Runs the cases and keeps count."""
-
     def __init__(self, options: argparse.Namespace):
         super().__init__(options.json)
         self._options = options
@@ -159,7 +157,6 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Run the cases and return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=dispatch.BACKENDS, required=True)
     parser.add_argument("--device", default="cuda")

@@ -105,7 +105,6 @@ def tests(
 
 
 def parity(backend: str, expected_s: float) -> Stage:
-    """Return the stage of the tests that every backend must pass, over one backend."""
     more = {"rehearsed": [str(_TESTS / "test_golden.py")]}
     more["variables"] = {"FUSED_OPTIM_TEST_BACKEND": backend}
     title = f"the parity tests over {backend}"
@@ -113,14 +112,11 @@ def parity(backend: str, expected_s: float) -> Stage:
 
 
 def parity_files() -> list[str]:
-    """Return the test files that run over every backend."""
     files = sorted(_TESTS.rglob("test_*.py"))
     return [str(path) for path in files if "each_backend" in path.read_text()]
 
 
 def bench(name: str, title: str, seconds: tuple[float, float], parts: str, extent: str) -> Stage:
-    """Return a stage that runs some parts of the benchmarks."""
-
     def command(context: Context) -> list[str]:
         rehearsal = "--shapes smoke --only torch_compat.Adam --rounds 3 --warm-up 0"
         words = (extent if context.on_gpu else rehearsal).split()

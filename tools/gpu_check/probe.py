@@ -5,32 +5,31 @@ A process of its own: the driver may hang, and a process that only starts others
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from bench import system
 
 PACKAGES = "torch triton transformers accelerate numpy setuptools ninja pybind11 pytest"
 PACKAGES += " pytest-xdist pytest-timeout hypothesis matplotlib pandas seaborn jinja2 rich"
 
 
 def probe() -> dict[str, Any]:
-    """Return the machine, its GPU (None without one), tools and packages."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": system.output(*system.DRIVER),
         "nvcc": _nvcc(),
         "compute_sanitizer": next(_tools("compute-sanitizer", "compute-sanitizer"), None),
-        "packages": {name: _version(name) for name in PACKAGES.split()},
+        "packages": {name: system.version(name) for name in PACKAGES.split()},
     }
 
 
@@ -49,22 +48,6 @@ def _gpu() -> dict[str, Any] | None:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    """Return what a tool prints, or None where there is no such tool, or it hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
 def _tools(name: str, folder: str = "bin") -> Any:
     """Yield the places of a tool: on PATH, or in a folder of a toolkit."""
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
@@ -74,7 +57,7 @@ def _tools(name: str, folder: str = "bin") -> Any:
 
 def _nvcc() -> str | None:
     for path in _tools("nvcc"):
-        if printed := _output(path, "--version"):
+        if printed := system.output(path, "--version"):
             release = re.search(r"release ([\d.]+)", printed)
             return f"{path} {release[1] if release else '(version unknown)'}"
     return None

@@ -19,8 +19,6 @@ TIMEOUT, CUT, SKIPPED = "timeout", "cut", "skipped"
 
 @dataclass
 class Entry:
-    """What came of one stage."""
-
     status: str
     title: str
     date: str = ""
@@ -57,7 +55,6 @@ class Record:
         return cls(path, stages)
 
     def start(self, name: str, title: str, limit_s: float, commit: str) -> Entry:
-        """Begin a stage; what an earlier call recorded of it is replaced."""
         date = time.strftime("%Y-%m-%d %H:%M")
         self.stages[name] = Entry(RUNNING, title, date, commit, limit_s=round(limit_s, 1))
         self.save()

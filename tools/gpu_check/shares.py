@@ -65,7 +65,6 @@ def merged(record: Path, parts: Sequence[Path], statuses: Sequence[int | None]) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the shares and return 1 if a case failed in any."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="Other words are the worker's.")
     parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--json", type=Path, required=True)

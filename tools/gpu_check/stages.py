@@ -21,29 +21,17 @@ SANITIZER_EXIT = 86
 
 @dataclass
 class Context:
-    """What the stages of one call share.
+    """What the stages of one call share."""
 
-    Attributes:
-        python: the interpreter that everything runs under.
-        device: "cuda" or, for a rehearsal, "cpu".
-        quick: whether tests and benchmarks take a sample of what there is.
-        out: the folder that is handed back.
-        work: the folder of records, and of the build in ``site``.
-        found: what the machine is; the first stage fills it in.
-        previous: details of the present stage in an earlier call.
-        figures: what was measured before the present stage.
-        limit_s: how long the present stage may take.
-    """
-
-    python: str
-    device: str
-    quick: bool
-    out: Path
-    work: Path
-    found: dict[str, Any] = field(default_factory=dict)
-    previous: dict[str, Any] = field(default_factory=dict)
-    figures: Results | None = None
-    limit_s: float = 0.0
+    python: str  # the interpreter that everything runs under
+    device: str  # "cuda" or, for a rehearsal, "cpu"
+    quick: bool  # whether tests and benchmarks take a sample of what there is
+    out: Path  # the folder that is handed back
+    work: Path  # the folder of records, and of the build
+    found: dict[str, Any] = field(default_factory=dict)  # what the machine is, by the first stage
+    previous: dict[str, Any] = field(default_factory=dict)  # the stage's details in an earlier call
+    figures: Results | None = None  # what was measured before the present stage
+    limit_s: float = 0.0  # how long the present stage may take
 
     @property
     def on_gpu(self) -> bool:
@@ -51,20 +39,16 @@ class Context:
 
     @property
     def results(self) -> Path:
-        """The figures: what the benchmarks write and the pictures are drawn from."""
         return self.out / "results.json"
 
     @property
     def site(self) -> Path:
-        """Where the package is built."""
         return self.work / "site"
 
     def record(self, stage: str) -> Path:
-        """Return the file that a stage's process writes."""
         return self.work / f"{stage}.json"
 
     def workers(self, most: int) -> int:
-        """Return how many processes may share the machine."""
         return max(1, min(most, self.found["cores"] - 2))
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -95,27 +79,16 @@ def collect_record(context: Context, stage: Stage, outcome: Outcome) -> Collecte
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the check.
+    """One step of the check."""
 
-    Attributes:
-        name: what `--stages` calls it; all of a name's parts before a "-" name it too.
-        title: what it does, for readers.
-        expected_s: what it takes when all is well.
-        limit_s: what it may take.
-        command: returns the command, or raises `Skip`.
-        collect: what came of it, from its process and from its record.
-        variables: environment variables beside those of all stages.
-        full_only: whether it belongs to the full form alone.
-    """
-
-    name: str
+    name: str  # what --stages calls it; so do all of its parts before a "-"
     title: str
-    expected_s: float
+    expected_s: float  # what it takes when all is well
     limit_s: float
-    command: Callable[[Context], list[str]]
+    command: Callable[[Context], list[str]]  # which may raise Skip
     collect: Collect = collect_record
-    variables: dict[str, str] = field(default_factory=dict)
-    full_only: bool = False
+    variables: dict[str, str] = field(default_factory=dict)  # beside those of all stages
+    full_only: bool = False  # belongs to the full form alone
 
 
 def collect_probe(context: Context, stage: Stage, outcome: Outcome) -> Collected:

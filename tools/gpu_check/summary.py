@@ -20,7 +20,6 @@ SHOWN_FAILURES = 4  # of one stage
 
 
 def load(results: Path) -> dict[str, Any]:
-    """Return the figures, with empty lists where nothing was measured."""
     empty = {"machine": {}, "copy": None, "checks": [], "ratios": [], "missing": []}
     return {**empty, **(read_json(results) or {})}
 
@@ -68,7 +67,6 @@ def page(record: Record, results: Path) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a figure at the precision a reader needs."""
     if value is None:
         return ""
     if value == int(value) and abs(value) < 1e6:
@@ -77,7 +75,6 @@ def number(value: float | None) -> str:
 
 
 def _machine(record: Record, figures: dict[str, Any]) -> tuple[str, str]:
-    """Return the GPU's name and the facts about the machine."""
     entry = record.stages.get("environment") or Entry("", "")
     found, gpu = entry.details, entry.details.get("gpu") or {}
     name = gpu.get("name") or figures["machine"].get("gpu") or "rehearsal on a CPU"
@@ -113,7 +110,6 @@ def _stage_row(name: str, entry: Entry) -> tuple[str, ...]:
 
 
 def _build_checks(record: Record) -> list[dict[str, Any]]:
-    """Return the verdict on the time of a build, which no benchmark takes."""
     build = record.stages.get("build")
     seconds = build.details.get("whole_seconds") if build else None
     return [asdict(GOALS["build"].check(seconds))] if seconds else []

@@ -14,7 +14,6 @@ README_PICTURES = ("roofline", "speedups", "memory")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page and the pictures into a folder, or some pictures alone."""
     parser = argparse.ArgumentParser("python -m tools.report", description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)

@@ -31,7 +31,6 @@ Figures = tuple[dict[str, str], dict[str, str]]
 
 
 def page(results: Results, figures: Figures) -> str:
-    """Return the page."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(figure=tables.figure)
@@ -50,7 +49,6 @@ def page(results: Results, figures: Figures) -> str:
 
 
 def titles() -> dict[str, str]:
-    """Return what each picture shows."""
     return {"curves": curves.TITLE} | {name: what for name, (what, _) in pictures.PICTURES.items()}
 
 

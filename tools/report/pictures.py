@@ -30,6 +30,5 @@ def draw_all(results: Results, losses: dict[str, Any] | None, theme: Theme) -> d
 
 
 def save(figure: Figure, file: Path | IO[bytes], theme: Theme, kind: str = "png") -> None:
-    """Write a picture; the same figures give the same file."""
     with theme.context():
         figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})

@@ -48,7 +48,6 @@ def cpu_ratios(results: Results) -> list[Ratio]:
 
 
 def cpu_table(results: Results) -> str:
-    """Return the README's table of CPU ratios in Markdown."""
     ratios, machine = cpu_ratios(results), results.machine
     rows = []
     for ratio in ratios:
@@ -74,12 +73,10 @@ def _digits(value: float) -> str:
 
 
 def with_figures(readme: str, results: Results) -> str:
-    """Return ``readme`` with the table of ``results`` in its place."""
     return pages.replaced(readme, "cpu", cpu_table(results))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Bring the README up to the committed results."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tools.report.readme")
     parser.parse_args(arguments)
     README.write_text(with_figures(README.read_text(), load(CPU_RESULTS)))

@@ -35,7 +35,6 @@ class Theme:
     paper: str
 
     def context(self) -> AbstractContextManager[None]:
-        """Return the context in which figures are drawn and saved."""
         muted = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color"), self.muted)
         paper = dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.paper)
         colors = {"text.color": self.ink, "ytick.color": self.ink, "grid.color": self.grid}
@@ -68,7 +67,6 @@ def new_figure(width: float, body: float, theme: Theme, words: tuple[str, str, s
 
 
 def machine_line(machine: Machine) -> str:
-    """Return the machine, the versions and the date in a line."""
     facts = [machine.gpu or f"{machine.cpu}, {machine.threads} threads", f"torch {machine.torch}"]
     facts += [f"Triton {machine.triton}"] if machine.triton and machine.gpu else []
     facts += [f"CUDA {machine.cuda}"] if machine.cuda and machine.gpu else []

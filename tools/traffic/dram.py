@@ -26,7 +26,6 @@ ELEMENTWISE = ("grad", "param", "extra", "exp_avg", "exp_avg_sq")
 
 
 def counted_walks() -> dict[str, Walk]:
-    """Return the walks that the kernels took when they were counted."""
     return {name: Walk(**walk) for name, walk in traffic.counts()["tiles"]["walks"].items()}
 
 
@@ -41,7 +40,6 @@ class Layout:
 
 
 def tile_elements(numel: int) -> int:
-    """Return the elements of a tile of a tensor of ``numel``."""
     return [tile for least, tile, _ in traffic.counts()["tiles"]["sizes"] if numel >= least][-1]
 
 
@@ -60,7 +58,6 @@ def granule_of(shapes: Sequence[Sequence[int]]) -> int:
 
 
 def layout(kind: Kind, shapes: Sequence[Sequence[int]], granule: int) -> Layout:
-    """Return how the tensors of a bucket are cut up."""
     kinds: list[Kind] = []
     parts = []
     for shape in shapes:

@@ -62,7 +62,6 @@ class Trace:
     accesses: np.ndarray
 
     def of(self, tensor: torch.Tensor) -> np.ndarray:
-        """Return the accesses to a tensor."""
         first = tensor.data_ptr()
         address = self.accesses["address"]
         return self.accesses[(address >= first) & (address < first + tensor.nbytes)]
@@ -163,7 +162,6 @@ def _bytes(found: np.ndarray) -> list[int]:
 
 
 def kinds() -> Iterator[Kind]:
-    """Yield every kind that is counted."""
     for dtype, modes in MODES.items():
         grads = (dtype, "bfloat16" if dtype == "float32" else "float32")
         for mode, grad in itertools.product(modes, grads):
@@ -208,7 +206,6 @@ def visit_limit() -> int:
 
 
 def measure() -> dict[str, Any]:
-    """Return everything that the file of counts holds."""
     torch.manual_seed(0)
     from tools.traffic import walks
 

@@ -69,7 +69,6 @@ class Lru:
         self._bytes = 0.0
 
     def touch(self, granule: int, size: float) -> bool:
-        """Use a granule; returns whether it was there."""
         found = granule in self._kept
         if found:
             self._kept.move_to_end(granule)

@@ -20,7 +20,6 @@ from tools.traffic.predict import SHOWN, compare, own_setups, predictions
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print predictions, or how measurements compare with them."""
     parser = argparse.ArgumentParser("python -m tools.traffic.model", description=__doc__)
     parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS), metavar="GPU")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="LIST")

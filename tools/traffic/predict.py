@@ -126,7 +126,6 @@ def predict(
 def predictions(
     chosen: Sequence[str], names: Sequence[str], shown: Sequence[Setup]
 ) -> list[Prediction]:
-    """Return setups on lists of shapes and GPUs, by the names of both."""
     return [
         predict(setup, SHAPES[shapes], GPUS[gpu], shapes)
         for shapes in names

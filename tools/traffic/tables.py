@@ -31,7 +31,6 @@ WALKED_ON = "H200"
 
 
 def gpu_table() -> str:
-    """Return the inputs."""
     head = ("GPU", "data sheet, GB/s", "copy, GB/s", "the copy is", "SMs", "L2, MiB")
     rows = [
         (
@@ -44,7 +43,6 @@ def gpu_table() -> str:
 
 
 def prediction_table() -> str:
-    """Return predicted milliseconds, a table per list of shapes."""
     return "\n".join(_predicted_on(shapes) for shapes in DOCUMENTED)
 
 
@@ -66,7 +64,6 @@ def _predicted_on(shapes: str) -> str:
 
 
 def walk_table() -> str:
-    """Return bytes of memory per parameter by walk and size of a matrix."""
     kind = traffic.kind_of("adafactor", "bfloat16", mode="stochastic")
     rows = []
     for shape in MATRICES:
@@ -81,7 +78,6 @@ def walk_table() -> str:
 
 
 def with_tables(page: str) -> str:
-    """Return the page with its tables brought up to the counts."""
     tables = {"gpus": gpu_table, "predictions": prediction_table, "walks": walk_table}
     for name, table in tables.items():
         page = pages.replaced(page, name, table())
@@ -89,5 +85,4 @@ def with_tables(page: str) -> str:
 
 
 def write() -> None:
-    """Bring the page up to the committed counts."""
     PAGE.write_text(with_tables(PAGE.read_text()))
