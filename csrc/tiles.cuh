@@ -219,13 +219,13 @@ FUSED_DEVICE RowFactors RowFactorsOf(const TensorTask& task, const LaneRuns& run
 
 // [F4] r*c of one element of a batch of tiny matrices, from the statistics themselves.
 FUSED_SLOW_PATH float TinyMultiplier(int64_t row_state, int64_t col_state, int rows, int cols,
-                                     float mean_floor, int64_t index) {
+                                     float global_rows, float mean_floor, int64_t index) {
   const int64_t matrix = index / (rows * cols);
   const int at = static_cast<int>(index - matrix * (rows * cols));
   const float* r = GlobalPointer<const float>(row_state) + matrix * rows;
   ChainSum sum;
   for (int i = 0; i < rows; ++i) sum.Add(LoadStatistic(r + i));
-  const float mean = Divide(sum.Total(), static_cast<float>(rows));
+  const float mean = Divide(sum.Total(), global_rows);
   const float row = Divide(LoadStatistic(r + at / cols), NanMax(mean, mean_floor));
   const float* c = GlobalPointer<const float>(col_state) + matrix * cols;
   return InverseRoot(row) * InverseRoot(LoadStatistic(c + at % cols));
@@ -237,7 +237,8 @@ FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, co
   const int64_t index = IndexAt(runs, step) + i;
   if (task.shape.tiny) {
     return TinyMultiplier(task.t.exp_avg_sq, task.t.max_exp_avg_sq, static_cast<int>(task.t.rows),
-                          static_cast<int>(task.t.cols), task.row.mean_floor, index);
+                          static_cast<int>(task.t.cols), static_cast<float>(task.t.global_rows),
+                          task.row.mean_floor, index);
   }
   const float* column = GlobalPointer<const float>(task.ColumnState());
   return r.At(step) * InverseRoot(LoadStatistic(column + (runs.linear ? index : runs.col + i)));

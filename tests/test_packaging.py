@@ -10,13 +10,15 @@ import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
 
-if not all(map(find_spec, ("pip", "setuptools", "wheel"))):
+# Asked for "pip", the finder that setuptools installs stops replacing distutils in this process.
+if not all(map(PathFinder.find_spec, ("pip", "setuptools", "wheel"))):
     pytest.skip("needs pip, setuptools and wheel", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -42,7 +42,7 @@ COMMON = [
         r"Invalid state_dtype: torch.float64 - should be torch.float32",
     ),
     ({"state_dtype": "bfloat16"}, r"Invalid state_dtype: 'bfloat16'"),
-    ({"maximize": 1}, r"Invalid maximize: 1 - should be True or False"),
+    ({"maximize": 2}, r"Invalid maximize: 2 - should be True or False"),
     ({"capturable": None}, r"Invalid capturable: None"),
 ]
 
@@ -109,7 +109,7 @@ ADAM_WEIGHT_DECAY = [
     ({"beta_1": 1.0}, r"Invalid beta parameter at index 0: 1.0"),
     ({"epsilon": -1.0}, r"Invalid epsilon value: -1.0"),
     ({"weight_decay_rate": NAN}, r"Invalid weight_decay_rate: nan"),
-    ({"amsgrad": 1}, r"Invalid amsgrad: 1"),
+    ({"amsgrad": 2}, r"Invalid amsgrad: 2"),
     ({"clipnorm": -1.0}, r"Expected clipnorm >= 0, received: -1.0"),
     ({"clipvalue": -1.0}, r"Expected clipvalue >= 0, received: -1.0"),
     ({"global_clipnorm": NAN}, r"Expected global_clipnorm >= 0, received: nan"),
