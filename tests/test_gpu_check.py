@@ -210,20 +210,24 @@ def test_gpus_are_told_apart_by_folder() -> None:
 
 def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Path) -> None:
     where = context(tmp_path, "cuda")
-    where.found, where.limit_s = {"compute_sanitizer": "/x/compute-sanitizer", "cores": 16}, 200
-    command = plan.sanitizer("memcheck", "triton").command(where)
+    packages = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
+    where.found = {"compute_sanitizer": "/x/compute-sanitizer", "cores": 16, "packages": packages}
+    where.limit_s = 200
+    watched = plan.sanitizer("memcheck", "triton")
+    command = watched.command(where)
     assert command[0] == "/x/compute-sanitizer"
     assert command[command.index("--tool") + 1] == "memcheck"
-    assert command[command.index("--backend") + 1] == "triton"
-    assert command[command.index("--seconds") + 1] == "150"
+    assert watched.variables["FUSED_OPTIM_BACKEND"] == "triton"
+    assert command[command.index("tools.gpu_check.recorder") + 2] == "150"
+    assert "-n" not in command and "no:xdist" in command
     excluded = command[command.index("--kernel-name-exclude") + 1].partition("=")[2]
     assert excluded in "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEE"
     assert excluded not in "_ZN11fused_optim_GLOBAL__N_111AdamWKernelILl0ELNS_4ModeE0ELb0EEE"
-    command = plan.smoke("triton", 20).command(where)
-    assert {"tools.gpu_check.shares", "--compare", "--seconds"} <= set(command)
-    assert command[command.index("--jobs") + 1] == "10"
-    assert "tools.gpu_check.kernels" in plan.smoke("cuda", 20).command(where)
-    where.found["packages"] = {"pytest": "8", "pytest-xdist": "3", "pytest-timeout": None}
+    smoke = plan.smoke("triton", 20)
+    command = smoke.command(where)
+    assert smoke.variables == {"FUSED_OPTIM_BACKEND": "triton"}
+    assert command[command.index("--dist") + 1] == "loadgroup"  # no kernel is compiled twice
+    assert "-n" not in plan.smoke("cuda", 20).command(where)
     command = plan.parity("cuda", 60).command(where)
     assert "--timeout" not in command
     assert command[command.index("-n") + 1] == "12"

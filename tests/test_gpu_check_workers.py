@@ -1,99 +1,18 @@
-"""What gpu-check's stages run: the kernel worker, large tensors, the sweep, build and tests."""
+"""What gpu-check's stages run: the sweep, the build and the record of tests."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import bench_package  # noqa: F401
-import pytest
-import torch
 
 from bench import ROOT, shapes, sweep
 from bench.results import load
 from bench.shapes import SHAPES, numel
-from tools.gpu_check import build, kernels, recorder
-
-# --- every kernel ---------------------------------------------------------------------------------
-
-
-def worker(tmp_path: Path, seconds: float = 1e9) -> kernels.Worker:
-    options = {"backend": "eager", "device": "cpu", "compare": True, "seconds": seconds}
-    options["share"] = (0, 1)
-    return kernels.Worker(argparse.Namespace(json=tmp_path / "record.json", **options))
-
-
-def test_sums_are_compared_too(tmp_path: Path) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        case = ("sums", dtype, "auto", "strided", ("eager", "cpu"))
-        for p, q in zip(
-            kernels.trained(*case),
-            kernels.parameters(dtype, "strided", "cpu"),
-            strict=True,
-        ):
-            expected = q.main_grad.float().to(dtype)
-            torch.testing.assert_close(p, expected * kernels.STEPS, rtol=2**-7, atol=0)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SHAPES", ((9,), (5, 3)))
-    some = [case for case in kernels.cases() if case[0] == "AdamW"]
-    monkeypatch.setattr(kernels, "cases", lambda *share: iter(some))
-
-
-def test_every_optimizer_mode_and_layout_is_stepped() -> None:
-    cases = list(kernels.cases())
-    alike = [name for name in kernels.OPTIMIZERS if name != "sums"]  # which know no modes
-    assert len(set(cases)) == len(cases) == (len(alike) * (1 + 5 + 4) + 3) * 2
-    for layout in kernels.LAYOUTS:
-        params = kernels.parameters(torch.bfloat16, layout, "cpu")
-        grads = [p.main_grad for p in params]
-        assert {g.dtype for g in grads} == set(kernels.precision.SUPPORTED_DTYPES)
-        assert all(g.is_contiguous() for g in grads) == (layout == "dense")
-        assert any(g.data_ptr() % 16 for g in grads if g.numel()) == (layout == "strided")
-
-
-def test_the_worker_counts_and_writes(tmp_path: Path, small: None) -> None:
-    checked = worker(tmp_path)
-    assert checked.run() == 0
-    kept = json.loads((tmp_path / "record.json").read_text())
-    assert (kept["passed"], kept["failed"]) == (20, 0)
-    assert worker(tmp_path, seconds=-1).run() == 0
-    assert "0 of 20 cases, for want of time" in (tmp_path / "record.json").read_text()
-
-
-def test_a_wrong_kernel_is_a_failure(tmp_path: Path, small: None, monkeypatch) -> None:
-    real = kernels.trained
-
-    def wrong(name, dtype, mode, layout, where):
-        results = real(name, dtype, mode, layout, where)
-        if dtype is torch.float16 and checked.passed % 2:  # of kernel or reference, one is wrong
-            results[0][-1] += 0.5
-        checked.passed += dtype is torch.float16
-        return results
-
-    monkeypatch.setattr(kernels, "trained", wrong)
-    checked = worker(tmp_path)
-    assert checked.run() == 8
-    failures = json.loads((tmp_path / "record.json").read_text())["failures"]
-    assert failures[0]["test"] == "AdamW, float16, master, dense"
-    assert any("Mismatched elements: 1 / 9" in line for line in failures[0]["text"])
-
-
-def test_a_dead_device_ends_the_run(tmp_path: Path, small: None, monkeypatch) -> None:
-    def dies(*_):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(kernels, "trained", dies)
-    monkeypatch.setattr(kernels.Worker, "alive", lambda self: False)
-    assert worker(tmp_path).run() == 1
-    kept = json.loads((tmp_path / "record.json").read_text())
-    assert kept["notes"][-1] == "the device does not answer after case 1"
-
+from tools.gpu_check import build, recorder
 
 # --- sweep, build, record of tests ----------------------------------------------------------------
 
@@ -151,7 +70,7 @@ def test_tests_are_recorded_as_they_end(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools.gpu_check.recorder import main"
     )
-    words = [str(ROOT), str(record), "-q", "-p", "no:cacheprovider"]
+    words = [str(ROOT), str(record), "1e6", "-q", "-p", "no:cacheprovider"]
     words += ["--continue-on-collection-errors", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; sys.exit(main(sys.argv[1:]))", *words],
@@ -166,3 +85,17 @@ def test_tests_are_recorded_as_they_end(tmp_path: Path) -> None:
     assert "in a fixture" in told["test_set_up"]
     assert "no_such_module" in told["test_broken.py"]
     assert found["skip_reasons"] == {"Skipped: no GPU": 1}
+
+
+def test_a_recorder_ends_in_time(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text("def test_a(): pass\ndef test_b(): pass\n")
+    record = tmp_path / "record.jsonl"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from tools.gpu_check.recorder import main"
+    )
+    words = [str(ROOT), str(record), "0", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    command = [sys.executable, "-c", f"{code}; sys.exit(main(sys.argv[1:]))", *words]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    found = recorder.summarise(record)
+    assert (found["passed"], found["failed"]) == (1, 0)
+    assert found["notes"] == ["2 tests, of which not all were reached in time"]

@@ -15,6 +15,7 @@ from tools.gpu_check.stages import Context, Stage
 
 _TESTS = ROOT / "tests"
 _EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
+_KERNELS = ("-m", "gpu and long", str(_TESTS / "test_every_kernel.py"))
 _LARGE = ("-m", "gpu and long", str(_TESTS / "test_large_tensors.py"))
 END_S = 15.0  # that a measuring process has left to end by itself
 
@@ -29,28 +30,49 @@ def build_command(context: Context) -> list[str]:
     return module(context.python, "tools.gpu_check.build", *words)
 
 
-def _kernels(context: Context, stage: str, backend: str, *more: str, jobs: int = 1) -> list[str]:
-    words = ["--backend", backend if context.on_gpu else "eager", "--device", context.device]
-    # A sanitizer counts what it found when the process ends.
-    seconds = 0.75 * context.limit_s if context.on_gpu else 5
-    words += ["--json", str(context.record(stage)), "--seconds", f"{seconds:.0f}", *more]
-    if jobs > 1:
-        return module(context.python, "tools.gpu_check.shares", "--jobs", jobs, *words)
-    return module(context.python, "tools.gpu_check.kernels", *words)
+def _pytest(
+    context: Context, stage: str, arguments: Sequence[str], dist: str | None, seconds: float = 1e6
+) -> list[str]:
+    """Return pytest's command; ``dist`` says how tests are spread over processes, None for one."""
+    packages = context.found.get("packages", {})
+    if not packages.get("pytest"):
+        raise Skip("pytest is not installed")
+    options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
+    if packages.get("pytest-xdist"):
+        # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
+        workers = max(1, min(12, context.found["cores"] - 2))
+        several = ["-n", str(workers), "--dist", dist or ""]
+        options += several if dist and context.on_gpu else ["-p", "no:xdist"]
+    record = context.record(stage)
+    return module(context.python, "tools.gpu_check.recorder", record, f"{seconds:.0f}", *options)
+
+
+def tests(
+    name: str,
+    title: str,
+    seconds: tuple[float, float],
+    *arguments: str,
+    dist: str | None = "load",
+    rehearsed: Sequence[str] | None = None,
+    **more: Any,
+) -> Stage:
+    """Return a stage that runs pytest with some arguments, in a rehearsal with others."""
+
+    def command(context: Context) -> list[str]:
+        chosen = arguments if context.on_gpu or rehearsed is None else rehearsed
+        return _pytest(context, name, chosen, dist)
+
+    return Stage(name, title, *seconds, command, stages.collect_tests, **more)
 
 
 def smoke(backend: str, expected_s: float) -> Stage:
-    name = f"smoke-{backend}"
-
-    def command(context: Context) -> list[str]:
-        # What Triton is to compile takes one core minutes; nvcc has done so before.
-        several = backend == "triton" and context.on_gpu
-        jobs = context.workers(10) if several else 1
-        return _kernels(context, name, backend, "--compare", jobs=jobs)
-
-    return Stage(
-        name, f"steps of every kernel of {backend} against eager", expected_s, 180, command
-    )
+    # What Triton is to compile takes one core minutes; nvcc has done so before.
+    dist = "loadgroup" if backend == "triton" else None
+    title = f"steps of every kernel of {backend} against eager"
+    variables = {"FUSED_OPTIM_BACKEND": backend}
+    seconds = (expected_s, 180)
+    return tests(f"smoke-{backend}", title, seconds, *_KERNELS, dist=dist, variables=variables)
 
 
 def sanitizer(tool: str, backend: str) -> Stage:
@@ -66,49 +88,21 @@ def sanitizer(tool: str, backend: str) -> Stage:
         options = ["--tool", tool, "--error-exitcode", str(stages.SANITIZER_EXIT)]
         options += ["--report-api-errors", "no"] if tool == "memcheck" else []
         options += ["--kernel-name-exclude", "kernel_substring=at6native"]  # nor are its kernels
-        return [path, *options, "--print-limit", "20", *_kernels(context, name, backend)]
+        watched = _pytest(context, name, _KERNELS, None, 0.75 * context.limit_s)
+        return [path, *options, "--print-limit", "20", *watched]
 
     # Every tensor has an allocation of its own, so that going past its end is seen.
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "FUSED_OPTIM_BACKEND": backend}
+    variables["GPU_CHECK_WATCHES"] = "1"
     title = f"compute-sanitizer {tool} over every kernel of {backend}"
     return Stage(name, title, 70, 240, command, stages.collect_sanitizer, variables)
 
 
-def tests(
-    name: str, title: str, seconds: tuple[float, float], *arguments: str, **more: Any
-) -> Stage:
-    """Return a stage that runs pytest over files of tests/, or with other arguments.
-
-    Further keywords are `Stage`'s and: ``dist``, how tests are spread over processes, None for one;
-    ``rehearsed``, the arguments of a rehearsal, None for what takes a GPU.
-    """
-    dist = more.pop("dist", "load")
-    rehearsed = more.pop("rehearsed", arguments)
-
-    def command(context: Context) -> list[str]:
-        packages = context.found.get("packages", {})
-        if rehearsed is None and not context.on_gpu:
-            raise Skip("needs tens of gigabytes of a GPU's memory")
-        if not packages.get("pytest"):
-            raise Skip("pytest is not installed")
-        options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider"]
-        options += arguments if context.on_gpu else rehearsed
-        options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
-        if packages.get("pytest-xdist"):
-            # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
-            several = dist and context.on_gpu
-            spread = ["-n", str(context.workers(12)), "--dist", dist]
-            options += spread if several else ["-p", "no:xdist"]
-        return module(context.python, "tools.gpu_check.recorder", context.record(name), *options)
-
-    return Stage(name, title, *seconds, command, stages.collect_tests, **more)
-
-
 def parity(backend: str, expected_s: float) -> Stage:
-    more = {"rehearsed": [str(_TESTS / "test_golden.py")]}
-    more["variables"] = {"FUSED_OPTIM_TEST_BACKEND": backend}
+    variables, files = {"FUSED_OPTIM_TEST_BACKEND": backend}, parity_files()
+    more = {"rehearsed": [str(_TESTS / "test_golden.py")], "variables": variables}
     title = f"the parity tests over {backend}"
-    return tests(f"tests-{backend}", title, (expected_s, 400), *parity_files(), **more)
+    return tests(f"tests-{backend}", title, (expected_s, 400), *files, **more)
 
 
 def parity_files() -> list[str]:
@@ -163,7 +157,7 @@ STAGES: tuple[Stage, ...] = (
     sanitizer("racecheck", "cuda"),
     sanitizer("memcheck", "triton"),
     sanitizer("racecheck", "triton"),
-    tests("large", "tensors beyond 2^31 elements", (40, 180), *_LARGE, dist=None, rehearsed=None),
+    tests("large", "tensors beyond 2^31 elements", (40, 180), *_LARGE, dist=None),
     bench("memory", "the memory of every optimizer", (110, 240), "memory", "--shapes gpt2-124M"),
     Stage("sweep", "cost by size and count", 90, 240, sweep_command, stages.collect_figures),
     tests("tests-all", "the whole suite", (200, 540), dist="loadfile", variables=_EAGER),

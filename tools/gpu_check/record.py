@@ -71,24 +71,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return None
-
-
-class Tally:
-    """The record of a stage that steps cases: counts, failures and notes, rewritten as it goes."""
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self.passed = self.failed = 0
-        self.failures: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-
-    def fail(self, title: str, text: list[str]) -> None:
-        self.failed += 1
-        self.failures.append({"test": title, "text": text})
-        print("\n".join([f"FAILED {title}", *text]), flush=True)
-
-    def write(self) -> None:
-        if self.path:
-            counts = {"passed": self.passed, "failed": self.failed}
-            record = {**counts, "failures": self.failures[:8], "notes": self.notes}
-            write(self.path, json.dumps(record, indent=1))

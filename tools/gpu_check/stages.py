@@ -48,9 +48,6 @@ class Context:
     def record(self, stage: str) -> Path:
         return self.work / f"{stage}.json"
 
-    def workers(self, most: int) -> int:
-        return max(1, min(most, self.found["cores"] - 2))
-
     def environment(self, **more: str) -> dict[str, str]:
         """Return the variables of a stage: the build, then the checkout for bench and tools.
 
@@ -59,7 +56,7 @@ class Context:
         hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         if not self.on_gpu:  # no kernels are built for a CPU
-            more = {k: v for k, v in more.items() if k != "FUSED_OPTIM_TEST_BACKEND"}
+            more = {k: v for k, v in more.items() if not k.startswith("FUSED_OPTIM_")}
         places = (str(self.site), str(ROOT), os.environ.get("PYTHONPATH"))
         path = os.pathsep.join(filter(None, places))
         return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
@@ -113,6 +110,8 @@ def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected
         return "failed", f"{details['failed']} tests failed", details
     if outcome.returncode == 5:  # pytest's word for an empty selection
         return "skipped", "no test is selected", details
+    if outcome.status == "passed" and not details["passed"] and details["skip_reasons"]:
+        return "skipped", f"all tests: {next(iter(details['skip_reasons']))}", details
     return outcome.status, outcome.last_line if outcome.status == "failed" else "", details
 
 
@@ -137,7 +136,7 @@ def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collect
 
 def collect_sanitizer(context: Context, stage: Stage, outcome: Outcome) -> Collected:
     """Tell an error of a kernel from a tool that can't run here."""
-    details = read_json(context.record(stage.name)) or {}
+    details = summarise(context.record(stage.name))
     found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|SUMMARY: (\d+) hazard)", outcome.output)
     errors = sum(int(a or b) for a, b in found)
     lines = [line for line in outcome.output.splitlines() if line.startswith("=========")]
