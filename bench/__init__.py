@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout."""
+ROOT = Path(__file__).resolve().parent.parent  # The checkout
 
 # `python -m` puts the checkout first on the path, where its fused_optim/ hides the installed one,
 # which alone has the Triton kernels and the CUDA extension.

@@ -1,7 +1,5 @@
 """Whether two optimizers that are said to do the same do the same, before either is timed."""
 
-from __future__ import annotations
-
 import math
 
 from bench.subject import Subject

@@ -4,8 +4,6 @@
 small float32 tensors; ``BENCH_ARGS="-m ''"`` adds the rest. ``python -m bench`` compares in turns.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

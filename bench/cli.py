@@ -1,7 +1,5 @@
 """The command line: ``python -m bench``."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math

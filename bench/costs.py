@@ -1,7 +1,5 @@
 """What a step costs that is counted and not timed: bytes moved, and launches."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Tables and progress on the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator

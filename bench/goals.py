@@ -4,8 +4,6 @@ A goal is what is aimed at; below its floor a run fails. GPU goals are for one H
 within one run, so that they hold on other GPUs too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

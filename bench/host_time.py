@@ -7,8 +7,6 @@ fused op does nothing. torch's step counts are tensors of the device. On a CPU a
 takes a call of its own, on a GPU a few launches serve all, so the last column leaves that out too.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -5,8 +5,6 @@ itself, and how far each has gone is compared with the sum of its updates. The c
 limits into docs/precision.md; a test holds the page equal to them.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import NamedTuple
 

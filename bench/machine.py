@@ -1,7 +1,5 @@
 """What a reader needs to place the figures: machine, versions, commit."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

@@ -6,8 +6,6 @@ the profiler's record of every allocation. (The process's peak resident size gav
 large temporaries, but does not see those that fit what the heap keeps.)
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """The figures of several runs in one result file, for what takes more than one call."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Markdown tables, and the parts of pages that a command writes: ``<!-- NAME:begin -->`` to end."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """Which optimizers are compared with which, and what ratio each comparison must reach."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from bench import shapes

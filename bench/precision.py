@@ -9,8 +9,6 @@ float32. Where a CPU has no such units, float32 arithmetic between roundings giv
 many times faster than torch's own bfloat16 does.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

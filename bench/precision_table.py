@@ -4,8 +4,6 @@ Those of training come from the committed results of ``bench.precision``, those 
 state of optimizers that make a step. A test holds the page equal to both.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -4,15 +4,13 @@ Every table, picture and README figure comes from such a file. Keys that do not 
 never missing, so that a reader needs no defaults.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 FORMAT = 2
 """Raised when the meaning of a key changes. Format 1 is read too: there a ratio was the median over
@@ -56,10 +54,21 @@ class Copy:
     quartiles: list[float]
 
 
+class _Measured:
+    """Something that another file may have as well."""
+
+    KEY: ClassVar[tuple[str, ...]]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(getattr(self, name) for name in self.KEY)
+
+
 @dataclass
-class Row:
+class Row(_Measured):
     """The time of one optimizer's step on one list of shapes."""
 
+    KEY = ("optimizer", "shapes", "dtype")
     op: str  # "adamw" or "adafactor"
     optimizer: str
     source: str
@@ -77,18 +86,26 @@ class Row:
     copy_percent: float | None = None
     launches: int | None = None
 
-    @property
-    def key(self) -> tuple[str, ...]:  # of what is the same in another file
-        return (self.optimizer, self.shapes, self.dtype)
+
+@dataclass
+class Check:
+    name: str
+    value: float
+    unit: str
+    goal: float
+    floor: float | None
+    met: bool
+    above_floor: bool
 
 
 @dataclass
-class Ratio:
+class Ratio(_Measured):
     """Two optimizers measured in turns; a ratio above 1 says that this package is faster.
 
     ``ratio`` is `quotient` of the two times, and ``ratio_quartiles`` are over the pairs of rounds.
     """
 
+    KEY = ("ours", "baseline", "shapes", "dtype")
     ours: str
     baseline: str
     shapes: str
@@ -104,10 +121,6 @@ class Ratio:
     goal: float | None = None
     floor: float | None = None
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        return (self.ours, self.baseline, self.shapes, self.dtype)
-
     def __str__(self) -> str:
         return f"{self.ours} vs {self.baseline}, {self.shapes}, {self.dtype}"
 
@@ -120,9 +133,10 @@ class Ratio:
 
 
 @dataclass
-class Memory:
+class Memory(_Measured):
     """Bytes of one optimizer, measured in a process of its own."""
 
+    KEY = ("optimizer", "shapes", "dtype")
     optimizer: str
     source: str
     shapes: str
@@ -131,21 +145,6 @@ class Memory:
     state_bytes_per_parameter: float
     bytes_per_parameter: float  # state and parameter, no gradient
     transient_bytes: int | None
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return (self.optimizer, self.shapes, self.dtype)
-
-
-@dataclass
-class Check:
-    name: str
-    value: float
-    unit: str
-    goal: float
-    floor: float | None
-    met: bool
-    above_floor: bool
 
 
 @dataclass

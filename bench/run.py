@@ -1,7 +1,5 @@
 """One run: what it measures, on what, and the results so far."""
 
-from __future__ import annotations
-
 import gc
 import math
 import time

@@ -4,8 +4,6 @@ A setup is an optimizer as a user would construct it. It is imported where it is
 peer that is not installed is a reason in the results, and nothing more.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +11,12 @@ from typing import Any
 
 import torch
 
-OURS = "fused_optim"
-"""The source of the setups that every other is measured against."""
+OURS = "fused_optim"  # The source of the setups that every other is measured against
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtypes of parameters and gradients, by the name that results carry."""
 
-MAX_GRAD_NORM = 1.0
-"""To which the clipped setups clip."""
+MAX_GRAD_NORM = 1.0  # To which the clipped setups clip
 
 
 @dataclass(frozen=True)

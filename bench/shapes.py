@@ -1,7 +1,5 @@
 """Named lists of parameter shapes: those of real models, extremes, and those of the sweep."""
 
-from __future__ import annotations
-
 import math
 import re
 

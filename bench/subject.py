@@ -1,7 +1,5 @@
 """A setup with tensors to step on: parameters, gradients and state on a device."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 

@@ -5,8 +5,6 @@ Two sweeps: ten million parameters split into 1 to 10,000 tensors, and 16 tensor
 so that a run that is out of time has the lines' beginnings.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math

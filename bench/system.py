@@ -1,7 +1,5 @@
 """What the system says of itself, None where it does not; for processes without torch, too."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import subprocess
 from pathlib import Path

@@ -1,13 +1,11 @@
 """What was measured as tables, the same for terminals and for pages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from bench.results import Results
+from bench.results import Ratio, Results, Row
 
 _COLUMNS = {
     "steps": (
@@ -40,11 +38,6 @@ _NAMES = {
     "transient": "step takes, MiB",
 }
 """What readers see of columns whose keys are not plain words."""
-
-_COMPARED = {
-    "steps": ("rows", ["optimizer", "shapes", "dtype"], "ms"),
-    "ratios": ("ratios", ["ours", "baseline", "shapes", "dtype"], "ratio"),
-}
 
 
 def frame(items: Iterable[Any]) -> pd.DataFrame:
@@ -85,7 +78,8 @@ def verdict(met: bool, above_floor: bool) -> str:
 def compared(base: Results, now: Results) -> dict[str, pd.DataFrame]:
     """Return what both measured, row by row; a ratio above 1 says that it became faster."""
     found = {}
-    for what, (name, key, value) in _COMPARED.items():
+    for name, cls, value in (("rows", Row, "ms"), ("ratios", Ratio, "ratio")):
+        key, what = list(cls.KEY), "steps" if cls is Row else "ratios"
         old, new = (frame(getattr(results, name)) for results in (base, now))
         if len(old) and len(new):
             both = old[[*key, value]].merge(new[[*key, value]], on=key, suffixes=("_base", ""))

@@ -6,8 +6,6 @@ the device busy until the host has queued the step: launches are then not waited
 time is taken apart from that, with an empty queue and no synchronisation within it.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

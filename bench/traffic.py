@@ -1,7 +1,5 @@
 """The committed counts of bytes and launches, as ``python -m tools.traffic`` writes them."""
 
-from __future__ import annotations
-
 import functools
 import json
 from dataclasses import asdict, dataclass, replace

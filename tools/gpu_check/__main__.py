@@ -6,8 +6,6 @@ Builds, tests, sanitizes and measures in stages, and writes as it goes: ``result
 is below its floor, and with 2 where nothing could be run. docs/gpu_check.md says more.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shutil

@@ -4,8 +4,6 @@ With an architecture the CUDA extension is required. Where it does not compile, 
 built without it after all, so that the stages after this one can test what is left.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@ The machine may be taken away at any moment, and everything on it killed: what a
 straight to the log, and the record of all stages is rewritten while a stage runs.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 What fails early says most about what would fail later.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 A process of its own: the driver may hang, and a process that only starts others needs no torch.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """The record of all stages, kept from call to call: ``stages.json`` beside the figures."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -43,7 +41,7 @@ class Record:
     stages: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Record:
+    def open(cls, path: Path) -> "Record":
         """Return what earlier calls left; an unreadable file counts as none."""
         data = read_json(path) or {}
         if data.get("format") != FORMAT:

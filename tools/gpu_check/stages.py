@@ -1,7 +1,5 @@
 """What a stage of gpu-check is, and what is made of the process that it ran."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable
@@ -62,13 +60,12 @@ class Context:
         return {**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
-Collected = tuple[str, str, dict[str, Any]]
-"""Status, reason and details of a stage that has run."""
+Collected = tuple[str, str, dict[str, Any]]  # Status, reason and details of a stage that has run
 
 Collect = Callable[[Context, "Stage", Outcome], Collected]
 
 
-def collect_record(context: Context, stage: Stage, outcome: Outcome) -> Collected:
+def collect_record(context: Context, stage: "Stage", outcome: Outcome) -> Collected:
     """Take the record as it is; a process that fails gives its last line for a reason."""
     details = read_json(context.record(stage.name)) or {}
     return outcome.status, "" if outcome.status == "passed" else outcome.last_line, details

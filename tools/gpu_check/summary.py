@@ -1,7 +1,5 @@
 """The page that gpu-check leaves: for someone who can't log in to that machine any more."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path

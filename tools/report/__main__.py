@@ -1,7 +1,5 @@
 """Draws a result file: one page in one file, and the pictures that a README shows as PNG."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

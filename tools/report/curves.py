@@ -1,7 +1,5 @@
 """The picture of training by precision mode: losses over steps, and where each run ended."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Pictures made of lines: bandwidth, and cost by size and count."""
 
-from __future__ import annotations
-
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """The picture of bytes per parameter, a bar per optimizer."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """One page of a result file, in one file that loads nothing: page.html.jinja, filled in."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """The pictures of a result file, each None where nothing fits it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any

@@ -3,8 +3,6 @@
 The README's figures come from committed result files and nowhere else; a test holds them equal.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from bench import ROOT, pages

@@ -1,7 +1,5 @@
 """The picture of speed against each baseline, a bar per list of shapes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

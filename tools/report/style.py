@@ -1,7 +1,5 @@
 """How every picture looks: style.mplstyle under a light or dark theme, headline and footer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Bytes that memory delivers and takes in each pass of a step, given a cache between the passes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +15,7 @@ GRANULE = 8192
 """Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
 
 MOST_GRANULES = 1 << 18
-FORWARDS: dict[str, Walk] = {}
-"""Walks of passes by name; those not named go forwards."""
+FORWARDS: dict[str, Walk] = {}  # Walks of passes by name; those not named go forwards
 
 TILES_BACK = {"update_sums": Walk("backwards", "forwards")}
 BACK_AND_FORTH = {"update_sums": Walk("backwards", "backwards")}

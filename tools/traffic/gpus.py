@@ -4,8 +4,6 @@ Data sheets: NVIDIA A100 80GB SXM (2,039 GB/s, 108 SMs, 40 MB), H100 SXM (3,350 
 H200 SXM (4,800 GB/s, 132; its L2 is taken to be H100's), HGX B200 (8,000 GB/s, 148 SMs; 126 MB).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +18,9 @@ L2_SHARE = 0.8
 """Of L2 that a pass finds again in the next. An assumption: the rest goes to what else is live, to
 replacement that is not LRU, and to lines kept in both partitions."""
 
-LAUNCH_US = 4.0
-"""Microseconds that a launch adds to a step: start, fill and drain. An assumption."""
+LAUNCH_US = 4.0  # Microseconds that a launch adds to a step: start, fill and drain. An assumption
 
-BLOCKS_PER_SM = 2
-"""Blocks of Adafactor's tile kernels that an SM holds: they are compiled for two."""
+BLOCKS_PER_SM = 2  # Blocks of Adafactor's tile kernels that an SM holds: they are compiled for two
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ The host module of tests/host_module.py counts accesses through the functions of
 which kernels reach tensors and statistics; tables, scalars and most of scratch it does not see.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import sys
@@ -22,12 +20,9 @@ from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.precision import extra_state
 from fused_optim.tables import SCALE_PARAMETER, AdafactorRow, AdamWRow
 
-LARGE = (272, 256)
-"""Of several tiles, and too large for one visit."""
-
+LARGE = (272, 256)  # of several tiles, and too large for one visit
 SMALL = (64, 64)
-ELEMENTWISE = (64, 512)
-"""For ops that know no shapes: four chunks."""
+ELEMENTWISE = (64, 512)  # for ops that know no shapes: four chunks
 
 ACCESS = np.dtype(
     [("address", "<i8")]
@@ -50,8 +45,7 @@ PASSES = {
 }
 """(op, number of the launch in it) to the name of a pass, in the order of a step."""
 
-RESIDENT = 4
-"""Blocks that the host device runs at once, where a test asks for no other number."""
+RESIDENT = 4  # blocks that the host device runs at once, where a test asks for no other number
 
 
 @dataclass
@@ -132,24 +126,17 @@ def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
 
 def count(kind: Kind) -> dict[str, Any]:
     """Return launches and, by pass and tensor, bytes loaded, stored and touched."""
-    large = ELEMENTWISE if kind.op == "adamw" else LARGE
-    shape = SMALL if kind.visited else large
-    if not kind.factored:
-        shape = (shape[0] * shape[1],)
-    bucket = bucket_of(kind, [shape])
+    shape = SMALL if kind.visited else ELEMENTWISE if kind.op == "adamw" else LARGE
+    bucket = bucket_of(kind, [shape if kind.factored else (math.prod(shape),)])
     entry, steps = bucket.entries[0], traces(bucket)
-    numel = entry.param.numel()
-    passes: dict[str, dict[str, list[int]]] = {}
-    for name in ("grad", "param", "extra", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-        tensor = getattr(entry, name)
-        if tensor is None or tensor.numel() != numel:
-            continue
-        for step in steps:
-            found = step.of(tensor)
-            if len(found):
-                passes.setdefault(step.name, {})[name] = _bytes(found)
-    order = {step.name: passes[step.name] for step in steps if step.name in passes}
-    return {"parameters": numel, "launches": len(steps), "passes": order}
+    names = ("grad", "param", "extra", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    tensors = {name: getattr(entry, name) for name in names}
+    numel, passes = entry.param.numel(), {}
+    for step in steps:
+        found = {n: step.of(t) for n, t in tensors.items() if t is not None and t.numel() == numel}
+        if moved := {name: _bytes(each) for name, each in found.items() if len(each)}:
+            passes[step.name] = moved
+    return {"parameters": numel, "launches": len(steps), "passes": passes}
 
 
 def _bytes(found: np.ndarray) -> list[int]:
@@ -167,11 +154,11 @@ def kinds() -> Iterator[Kind]:
         for mode, grad in itertools.product(modes, grads):
             for state, amsgrad in itertools.product(("float32", "bfloat16"), (False, True)):
                 yield Kind("adamw", dtype, grad, mode, state, amsgrad)
-            for scale, beta1, factored, visited in itertools.product((False, True), repeat=4):
-                for state in ("float32", "bfloat16") if beta1 else (None,):
-                    flags = {"scale_parameter": scale, "beta1": beta1}
-                    flags |= {"factored": factored, "visited": visited}
-                    yield Kind("adafactor", dtype, grad, mode, state, **flags)
+            for flags in itertools.product((False, True), repeat=4):
+                names = ("scale_parameter", "beta1", "factored", "visited")
+                named = dict(zip(names, flags, strict=True))
+                for state in ("float32", "bfloat16") if named["beta1"] else (None,):
+                    yield Kind("adafactor", dtype, grad, mode, state, **named)
 
 
 def clip_counts() -> dict[str, Any]:

@@ -5,8 +5,6 @@ Blocks are taken to advance in lockstep, and the cache to be fully associative w
 replacement, lines of a granule moving together. Real caches do neither; what is measured decides.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Predicted times of a step, per GPU: ``python -m tools.traffic.model``. None is measured."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -4,8 +4,6 @@ Time is bytes of memory over the bandwidth of a copy, plus launches times what a
 bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`dram`).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The tables of docs/traffic_model.md."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

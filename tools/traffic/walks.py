@@ -1,7 +1,5 @@
 """In which order Adafactor's passes walk through a matrix, read off the traces of its kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -10,11 +8,9 @@ from bench.traffic import Kind
 from tools.traffic import host_counts
 
 KIND = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
-SHAPES = ((1024, 1024), (4096, 1024))
-"""One of each size of tile."""
+SHAPES = ((1024, 1024), (4096, 1024))  # One of each size of tile
 
-ONE_ITEM_EACH = 1 << 20
-"""Blocks enough for every item to have its own."""
+ONE_ITEM_EACH = 1 << 20  # Blocks enough for every item to have its own
 
 
 def measure() -> dict[str, Any]:
