@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     found.set_defaults(extent="default")
     flag("--rounds", type=int, help="steps of each optimizer")
     flag("--warm-up", type=float, metavar="SECONDS", help="before each measurement")
-    flag("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="keep what there is")
+    flag("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="then stop")
     flag("--json", type=Path, metavar="FILE", help="write results here, after each measurement")
     flag("--merge", type=Path, metavar="EARLIER", help="keep this file's figures in --json's too")
     flag("--compare", type=Path, metavar="BASE", help="compare with this earlier result file")
@@ -112,29 +113,20 @@ def main(arguments: list[str] | None = None) -> int:
 def tasks(session: Session, options: argparse.Namespace) -> Iterator[Task]:
     device = session.device.type
     shapes = options.shapes or _EXTENTS[device, options.extent][0]
-
-    def task(what: str, setups: tuple[Setup, ...], measure: Callable[..., None], *case: str):
-        return Task(", ".join((what, *case)), setups, case[1], functools.partial(measure, *case))
-
     if "ratios" in options.parts:
-        for name in shapes:
-            for pair, dtype in _selected_pairs(options):
-                measure = functools.partial(session.measure_pair, pair)
-                setups = (SETUPS[pair.ours], SETUPS[pair.baseline])
-                yield task(str(pair), setups, measure, name, dtype)
-    for part, lists, method, title in (
-        ("rows", shapes, session.measure_row, "{}"),
-        (
-            "memory",
-            options.shapes or _MEMORY_SHAPES[device],
-            session.measure_memory,
-            "memory of {}",
-        ),
-    ):
-        for name in lists if part in options.parts else ():
-            for setup, dtype in _selected_setups(options):
-                measure = functools.partial(method, setup)
-                yield task(title.format(setup.name), (setup,), measure, name, dtype)
+        for name, (pair, dtype) in itertools.product(shapes, _selected_pairs(options)):
+            setups = (SETUPS[pair.ours], SETUPS[pair.baseline])
+            measure = functools.partial(session.measure_pair, pair, name, dtype)
+            yield Task(f"{pair}, {name}, {dtype}", setups, dtype, measure)
+    if "rows" in options.parts:
+        for name, (setup, dtype) in itertools.product(shapes, _selected_setups(options)):
+            measure = functools.partial(session.measure_row, setup, name, dtype)
+            yield Task(f"{setup.name}, {name}, {dtype}", (setup,), dtype, measure)
+    if "memory" in options.parts:
+        shapes = options.shapes or _MEMORY_SHAPES[device]
+        for name, (setup, dtype) in itertools.product(shapes, _selected_setups(options)):
+            measure = functools.partial(session.measure_memory, setup, name, dtype)
+            yield Task(f"memory of {setup.name}, {name}, {dtype}", (setup,), dtype, measure)
 
 
 def run(session: Session, work: list[Task], display: Display) -> None:

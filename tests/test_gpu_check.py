@@ -88,6 +88,9 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     where = context(tmp_path, "cuda")
     with pytest.raises(engine.Skip, match="compute-sanitizer is neither on PATH"):
         plan.sanitizer("memcheck", "cuda").command(where)
+    where.found["packages"] = {"pytest": None, "rich": None}
+    with pytest.raises(engine.Skip, match="rich is not installed"):
+        plan.sweep_command(where)
     with pytest.raises(engine.Skip, match="pytest is not installed"):
         plan.parity("cuda", 60).command(where)
 

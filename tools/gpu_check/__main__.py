@@ -84,10 +84,8 @@ class Check:
             log.write(f"\n=== {stage.name}: {stage.title} ({entry.date}, {limit_s:.0f} s)\n")
 
         def update(seconds: float) -> None:
-            entry.seconds = round(seconds, 1)
-            entry.details = stage.collect(self.context, stage, Outcome(RUNNING, seconds, None, ""))[
-                2
-            ]
+            entry.seconds, so_far = round(seconds, 1), Outcome(RUNNING, seconds, None, "")
+            entry.details = stage.collect(self.context, stage, so_far)[2]
             self.keep()
 
         variables = self.context.environment(**stage.variables)

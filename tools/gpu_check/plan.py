@@ -28,13 +28,20 @@ def build_command(context: Context) -> list[str]:
     return module(context.python, "tools.gpu_check.build", *words)
 
 
+def _need(context: Context, *names: str, remedy: str = "") -> dict[str, str | None]:
+    """Return the packages that there are, if these are among them."""
+    packages = context.found.get("packages", {})
+    for name in names:
+        if packages.get(name, "unknown") is None:
+            raise Skip(f"{name} is not installed{remedy}")
+    return packages
+
+
 def _pytest(
     context: Context, stage: str, arguments: Sequence[str], dist: str | None, seconds: float = 1e6
 ) -> list[str]:
     """Return pytest's command; ``dist`` says how tests are spread over processes, None for one."""
-    packages = context.found.get("packages", {})
-    if not packages.get("pytest"):
-        raise Skip("pytest is not installed")
+    packages = _need(context, "pytest")
     options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
     options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
     if packages.get("pytest-xdist"):
@@ -125,6 +132,7 @@ def sweep_command(context: Context) -> list[str]:
 
 
 def _measuring(context: Context, name: str, stage: str, *words: str) -> list[str]:
+    _need(context, "pandas", "rich")
     limit = ("--time-limit", f"{max(1.0, context.limit_s - END_S):.0f}")
     where = ("--device", context.device, "--json", context.record(stage))
     return module(context.python, name, *where, *limit, *words)
@@ -133,10 +141,8 @@ def _measuring(context: Context, name: str, stage: str, *words: str) -> list[str
 def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
-    packages = context.found.get("packages", {})
-    for name in ("matplotlib", "pandas", "seaborn", "jinja2"):
-        if packages.get(name, "unknown") is None:
-            raise Skip(f"{name} is not installed; tools.report draws from results.json anywhere")
+    drawn = "; tools.report draws from results.json anywhere"
+    _need(context, "matplotlib", "pandas", "seaborn", "jinja2", remedy=drawn)
     curves = sorted((ROOT / "bench" / "results").glob("*/precision_curves.json"))
     words = ["--curves", curves[0]] if curves else []
     return module(context.python, "tools.report", context.results, context.out, *words)

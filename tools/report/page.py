@@ -15,15 +15,6 @@ from bench.setups import OURS
 from bench.shapes import LARGE, MANY_SMALL
 from tools.report import curves, pictures, style
 
-CAPTIONS = {
-    "roofline": "An optimizer's step is bound by memory: it can't be faster than a copy of as many "
-    "bytes. Small models are bound by launches instead.",
-    "speedups": "Both optimizers step in turns on the same machine, in the same process.",
-    "memory": "Measured from the optimizers' state after a step, each in a process of its own.",
-    "scaling": "Flat on the left is the cost of launching; the slope on the right is memory.",
-    "curves": "The same model and data. Runs in bfloat16 have the first float32 run's weights and "
-    "batches; only how their parameters are kept differs.",
-}
 Figures = tuple[dict[str, str], dict[str, str]]
 """Pictures by name as data URIs, for light and for dark screens."""
 
@@ -33,21 +24,17 @@ def page(results: Results, figures: Figures) -> str:
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(figure=tables.figure)
     made.tests.update(numeric=is_numeric_dtype)
-    machine = results.machine
+    titles = {"curves": curves.TITLE, **{n: what for n, (what, _) in pictures.PICTURES.items()}}
     return made.get_template("page.html.jinja").render(
-        machine=machine,
+        machine=results.machine,
         copy=results.copy,
         cards=summary(results),
         pictures=[
-            (name, light, figures[1].get(name, light), titles()[name], CAPTIONS[name])
+            (name, light, figures[1].get(name, light), titles[name])
             for name, light in figures[0].items()
         ],
         tables=tables.tables(results),
     )
-
-
-def titles() -> dict[str, str]:
-    return {"curves": curves.TITLE} | {name: what for name, (what, _) in pictures.PICTURES.items()}
 
 
 def summary(results: Results) -> list[tuple[str, str]]:

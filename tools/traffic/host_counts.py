@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench import ROOT
-from bench.traffic import Kind, row_of
+from bench.traffic import Kind
 from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.precision import extra_state
 from fused_optim.tables import SCALE_PARAMETER, AdafactorRow, AdamWRow
@@ -190,21 +190,3 @@ def visit_limit() -> int:
             break
         limit = 1 << bits
     return limit
-
-
-def measure() -> dict[str, Any]:
-    torch.manual_seed(0)
-    from tools.traffic import walks
-
-    limit = visit_limit()
-    if limit >= math.prod(LARGE):
-        raise RuntimeError(
-            f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
-        )
-    return {
-        "passes": list(PASSES.values()),
-        "clip": clip_counts(),
-        "visit_limit": limit,
-        "tiles": walks.measure(),
-        "rows": [row_of(kind, count(kind)) for kind in kinds()],
-    }
