@@ -13,8 +13,8 @@ _COLUMNS = {
         *("host_us", "traffic_bytes_per_parameter", "gb_per_s", "copy_percent", "launches"),
     ),
     "ratios, in turns": (
-        *("ours", "baseline", "kind", "shapes", "dtype", "baseline_ms", "ours_ms", "ratio"),
-        *("quartiles", "host_ratio", "goal", "verdict"),
+        *("ours", "baseline", "kind", "shapes", "dtype", "parameters", "baseline_ms", "ours_ms"),
+        *("ratio", "quartiles", "host_ratio", "goal", "verdict"),
     ),
     "memory, each in a process of its own": (
         *("optimizer", "source", "shapes", "dtype"),

@@ -49,7 +49,8 @@ def page(record: Record, results: Path) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
     return made.get_template("summary.md.jinja").render(
-        machine=_machine(record, figures),
+        environment=stages.get("environment"),
+        figures=figures,
         failed=failures(record, results),
         unfinished=[name for name, e in stages.items() if e.status in (CUT, RUNNING)],
         stages=[_stage_row(name, entry) for name, entry in stages.items()],
@@ -70,25 +71,6 @@ def number(value: float | None) -> str:
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _machine(record: Record, figures: dict[str, Any]) -> tuple[str, str]:
-    entry = record.stages.get("environment") or Entry("", "")
-    found, gpu = entry.details, entry.details.get("gpu") or {}
-    name = gpu.get("name") or figures["machine"].get("gpu") or "rehearsal on a CPU"
-    if not found:
-        return name, ""
-    packages, copy = found.get("packages") or {}, figures["copy"]
-    facts = [entry.date, f"commit {entry.commit}"]
-    facts += [f"{name} {packages[name]}" for name in ("torch", "triton") if packages.get(name)]
-    facts += [f"CUDA {gpu['cuda']}", f"driver {found.get('driver')}"] if gpu else []
-    facts += [f"nvcc {found['nvcc'].split()[-1]}" if found.get("nvcc") else "no nvcc"]
-    facts += [f"Python {found.get('python')}", f"{found.get('cores')} cores"]
-    if gpu:
-        facts += [f"{gpu['memory_bytes'] / 2**30:.0f} GiB", f"sm_{gpu['architecture']}"]
-    facts += [f"copy {copy['gb_per_s']:,.0f} GB/s"] if copy else []
-    lacking = [package for package, version in packages.items() if version is None]
-    return name, ", ".join(facts) + (f"; lacks {', '.join(lacking)}" if lacking else "")
 
 
 def _stage_row(name: str, entry: Entry) -> tuple[str, ...]:
