@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import bench_package  # noqa: F401
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
 
 from bench import ROOT, shapes, sweep
 from bench.results import load
 from bench.shapes import SHAPES, numel
 from tools.gpu_check import build, recorder
-
-# --- sweep, build, record of tests ----------------------------------------------------------------
 
 
 def test_lists_of_the_sweep() -> None:

@@ -167,7 +167,7 @@ def test_the_command_draws_what_it_measured(
     precision: Any, tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is pending but one run, and the picture follows it."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("seaborn")
     settings, corpus = tiny
     monkeypatch.setattr(precision, "Settings", lambda: settings)
     monkeypatch.setattr(precision, "load_corpus", lambda: corpus)

@@ -9,6 +9,8 @@ import host_module  # noqa: F401  skips where there is no compiler
 import numpy as np
 import pytest
 
+pytest.importorskip("pandas")
+
 from bench import traffic
 from bench.traffic import Kind
 from tools.traffic import dram, host_counts, l2, walks
