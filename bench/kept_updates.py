@@ -5,7 +5,6 @@ itself, and how far each has gone is compared with the sum of its updates. The c
 limits into docs/precision.md; a test holds the page equal to them.
 """
 
-import argparse
 from typing import NamedTuple
 
 import torch
@@ -113,9 +112,7 @@ def table() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.kept_updates")
-    parser.parse_args(arguments)
-    PAGE.write_text(pages.replaced(PAGE.read_text(), "kept", table()))
+    pages.rewrite(PAGE, {"kept": table}, __doc__, arguments)
 
 
 if __name__ == "__main__":

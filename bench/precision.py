@@ -24,7 +24,7 @@ from torch import nn
 
 import fused_optim
 from bench import ROOT, machine
-from bench.results import write
+from bench.results import by_line, write
 from fused_optim import torch_compat
 from fused_optim.base import FusedOptimizer
 
@@ -200,10 +200,7 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
 def save(results: dict[str, Any], path: Path) -> None:
     order = [recipe.name for recipe in RECIPES]
     results["runs"].sort(key=lambda run: (order.index(run["name"]), run["seed"]))
-    head = {key: value for key, value in results.items() if key != "runs"}
-    text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n  '
-    text += ",\n  ".join(json.dumps(run) for run in results["runs"]) + "\n ]\n}\n"
-    write(path, text)
+    write(path, by_line(results, "runs"))
 
 
 def main(arguments: list[str] | None = None) -> int:

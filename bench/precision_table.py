@@ -4,7 +4,6 @@ Those of training come from the committed results of ``bench.precision``, those 
 state of optimizers that make a step. A test holds the page equal to both.
 """
 
-import argparse
 import json
 from typing import Any
 
@@ -95,15 +94,11 @@ def memory_table() -> str:
     return pages.markdown(("parameter, `low_precision`", *MEMORY_COLUMNS), rows)
 
 
-def with_figures(page: str, results: dict[str, Any]) -> str:
-    page = pages.replaced(page, "training", table(results))
-    return pages.replaced(page, "memory", memory_table())
+TABLES = {"training": lambda: table(json.loads(RESULTS.read_text())), "memory": memory_table}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.precision_table")
-    parser.parse_args(arguments)
-    PAGE.write_text(with_figures(PAGE.read_text(), json.loads(RESULTS.read_text())))
+    pages.rewrite(PAGE, TABLES, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,13 @@ def write(path: Path, text: str) -> None:
     os.replace(name, path)
 
 
+def by_line(data: dict[str, Any], last: str) -> str:
+    """Return JSON whose list ``last`` comes last, an item a line, for diffs that can be read."""
+    lines = ",\n  ".join(map(json.dumps, data[last]))
+    head = json.dumps({key: data[key] for key in data if key != last}, indent=1)[:-2]
+    return f'{head},\n "{last}": [\n  {lines}\n ]\n}}\n'
+
+
 def quotient(baseline_ms: float, ours_ms: float) -> float:
     """Return the ratio of two times to the three digits that are shown and judged."""
     return float(f"{baseline_ms / ours_ms:.3g}")

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.results import by_line
+
 COUNTS = Path(__file__).parent / "results" / "traffic.json"
 FORMAT = 1
 
@@ -125,9 +127,7 @@ def launches(op: str, *, clip: bool = False) -> int:
 
 def write(data: dict[str, Any], path: Path) -> None:
     """Write counts, one row a line, and forget what was read before."""
-    lines = [json.dumps(row) for row in data.pop("rows")]
-    head = json.dumps({"format": FORMAT, **data}, indent=1).removesuffix("\n}")
-    path.write_text(head + ',\n "rows": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+    path.write_text(by_line({"format": FORMAT, **data}, "rows"))
     for cached in (counts, _rows, passes):
         cached.cache_clear()
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("pandas")
 
-from bench import kept_updates, precision_table, results
+from bench import kept_updates, pages, precision_table, results
 from fused_optim import dispatch
 from tools.report import readme
 
@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def test_cpu_figures_are_those_of_the_committed_results() -> None:
     found = results.load(readme.CPU_RESULTS)
     assert readme.cpu_table(found) in README
-    assert readme.with_figures(README, found) == README
+    assert pages.filled(README, readme.TABLES) == README
 
 
 def test_the_readme_says_of_every_cpu_goal_whether_it_was_met() -> None:

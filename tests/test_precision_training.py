@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fused_optim
-from bench import precision_table
+from bench import pages, precision_table
 from fused_optim import torch_compat
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_the_page_shows_what_was_measured() -> None:
     page = precision_table.PAGE.read_text()
     assert precision_table.table(RESULTS) in page
     assert "| bfloat16, `split` | 12 |" in page
-    assert precision_table.with_figures(page, RESULTS) == page
+    assert pages.filled(page, precision_table.TABLES) == page
 
 
 def test_the_file_is_complete_and_small() -> None:

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from bench import traffic
+from bench import pages, traffic
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
 from tools.traffic import gpus, model, predict, tables
@@ -215,4 +215,4 @@ def test_setups_that_move_the_same_share_a_row() -> None:
 
 def test_the_page_shows_the_committed_counts() -> None:
     page = tables.PAGE.read_text()
-    assert tables.with_tables(page) == page
+    assert pages.filled(page, tables.TABLES) == page

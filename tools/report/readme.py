@@ -3,8 +3,6 @@
 The README's figures come from committed result files and nowhere else; a test holds them equal.
 """
 
-import argparse
-
 from bench import ROOT, pages
 from bench.results import Ratio, Results, load
 from bench.tables import figure
@@ -70,14 +68,11 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".removesuffix(".")
 
 
-def with_figures(readme: str, results: Results) -> str:
-    return pages.replaced(readme, "cpu", cpu_table(results))
+TABLES = {"cpu": lambda: cpu_table(load(CPU_RESULTS))}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tools.report.readme")
-    parser.parse_args(arguments)
-    README.write_text(with_figures(README.read_text(), load(CPU_RESULTS)))
+    pages.rewrite(README, TABLES, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench import traffic
+from bench import pages, traffic
 from tools.traffic import host_counts, tables, walks
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     traffic.write(measure(), options.json or traffic.COUNTS)
     if options.json is None:
-        tables.write()
+        pages.rewrite(tables.PAGE, tables.TABLES)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import setups, traffic
+from bench import pages, setups, traffic
 from bench.display import Display
 from bench.shapes import SHAPES
 from bench.tables import frame
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--docs", action="store_true", help="rewrite docs/traffic_model.md")
     options = parser.parse_args(arguments)
     if options.docs:
-        tables.write()
+        pages.rewrite(tables.PAGE, tables.TABLES)
         return
     display = Display()
     if options.compare:

@@ -75,12 +75,4 @@ def walk_table() -> str:
     return pages.markdown(("bfloat16 matrix", *WALKS), rows)
 
 
-def with_tables(page: str) -> str:
-    tables = {"gpus": gpu_table, "predictions": prediction_table, "walks": walk_table}
-    for name, table in tables.items():
-        page = pages.replaced(page, name, table())
-    return page
-
-
-def write() -> None:
-    PAGE.write_text(with_tables(PAGE.read_text()))
+TABLES = {"gpus": gpu_table, "predictions": prediction_table, "walks": walk_table}
