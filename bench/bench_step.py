@@ -14,7 +14,7 @@ from bench.run import Session
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
 from bench.subject import Subject, free
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Peers warn of what is theirs.

@@ -19,7 +19,7 @@ from bench.run import Session
 from bench.setups import DTYPES, SETUPS, Setup, named
 from bench.shapes import SHAPES, numel
 from bench.tables import compared, tables
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 _OPS = ("adamw", "adafactor")
 PARTS = ("ratios", "rows", "memory")

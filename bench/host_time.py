@@ -19,7 +19,8 @@ from unittest import mock
 import torch
 
 import fused_optim
-from fused_optim import dispatch, torch_compat
+from fused_optim import torch_compat
+from fused_optim.backends import dispatch
 
 CASES: dict[str, Callable[[list], torch.optim.Optimizer]] = {
     "AdamW": lambda params: fused_optim.AdamW(params, lr=1e-3),

@@ -26,7 +26,7 @@ import fused_optim
 from bench import ROOT, machine
 from bench.results import by_line, write
 from fused_optim import torch_compat
-from fused_optim.base import FusedOptimizer
+from fused_optim.optimizers.base import FusedOptimizer
 
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 IMAGE = ROOT / "docs" / "images" / "precision_curves.png"

@@ -7,7 +7,7 @@ import torch
 
 from bench import shapes as shape_lists
 from bench.setups import DTYPES, MAX_GRAD_NORM, OURS, Setup
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 _STREAMS = 16  # parameters, and gradients of so many draws less one
 

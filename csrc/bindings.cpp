@@ -106,7 +106,7 @@ void DefineHost(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   using namespace fused_optim;
-  m.doc() = "CUDA kernels of fused_optim; fused_optim/cuda.py is their caller.";
+  m.doc() = "CUDA kernels of fused_optim; fused_optim/backends/cuda.py is their caller.";
   m.attr("CHUNK_SIZE") = kChunkSize;
   m.attr("ARCHITECTURES") = FUSED_OPTIM_ARCHITECTURES;
   py::class_<PyLaunch>(m, "Launch", py::module_local())

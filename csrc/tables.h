@@ -1,5 +1,5 @@
 // The packed tables that the launch plan uploads: field orders of docs/kernel_contract.md, sections
-// 3 to 5 and 7. fused_optim/tables.py is the Python side of this file; tests/test_tables.py holds
+// 3 to 5 and 7. fused_optim/ops.py is the Python side of this file; tests/test_tables.py holds
 // the two equal.
 #pragma once
 

@@ -7,12 +7,12 @@ learning-rate schedules. ``python -m fused_optim`` says which backend they will 
 
 from fused_optim import schedules, torch_compat
 from fused_optim._version import __version__
-from fused_optim.adafactor import Adafactor
-from fused_optim.adam_weight_decay import AdamWeightDecay, create_optimizer
-from fused_optim.adamw import AdamW
-from fused_optim.diagnostics import info
-from fused_optim.gradient_accumulator import GradientAccumulator
-from fused_optim.param_groups import param_groups_weight_decay
+from fused_optim.backends.diagnostics import info
+from fused_optim.optimizers.adafactor import Adafactor
+from fused_optim.optimizers.adamw import AdamW
+from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
+from fused_optim.optimizers.param_groups import param_groups_weight_decay
+from fused_optim.optimizers.tf_compat import AdamWeightDecay, create_optimizer
 from fused_optim.schedules import *  # noqa: F403
 
 __all__ = [

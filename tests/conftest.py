@@ -12,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 GPU = torch.cuda.is_available() or torch.xpu.is_available()
 
@@ -91,7 +91,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         if name == "cuda":
             import host_module  # skips where there is no C++ compiler
 
-            patch.setitem(sys.modules, "fused_optim.cuda", host_module.backend())
+            patch.setitem(sys.modules, "fused_optim.backends.cuda", host_module.backend())
         else:
             pytest.importorskip("triton")
             interpreter.quicken()

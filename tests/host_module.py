@@ -1,6 +1,6 @@
 """The CUDA kernels compiled as C++, and the `cuda` backend running on them on the CPU.
 
-`path` compiles csrc/ once per change of it, into build/host, and `backend` imports fused_optim.cuda
+`path` compiles csrc/ once per change of it, into build/host, and `backend` imports fused_optim.backends.cuda
 on top. Another process gets the same through FUSED_OPTIM_TEST_BACKEND=cuda and
 FUSED_OPTIM_TEST_HOST_MODULE=<path>.
 """
@@ -110,12 +110,12 @@ def path(*flags: str) -> Path:
 
 @functools.cache
 def backend() -> ModuleType:
-    """The module fused_optim.cuda over the host module; neither is left in sys.modules."""
+    """The module fused_optim.backends.cuda over the host module; neither is left in sys.modules."""
     variables = {
         "FUSED_OPTIM_TEST_BACKEND": "cuda",
         "FUSED_OPTIM_TEST_HOST_MODULE": str(path()),
     }
-    spec = importlib.util.find_spec("fused_optim.cuda")
+    spec = importlib.util.find_spec("fused_optim.backends.cuda")
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(os.environ, variables), mock.patch.dict(sys.modules):
         spec.loader.exec_module(module)

@@ -12,7 +12,7 @@ import torch
 
 import fused_optim
 from fused_optim import precision
-from fused_optim.gradient_accumulator import GradientAccumulator
+from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 
 SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17), (6, 2100), (70, 3, 3))
 LARGE = ((65_536 + 24,), (66_000,), (3, 22_000), (270, 248), (2, 9000, 4), (7300, 3, 3))
@@ -66,7 +66,7 @@ def run_large(dtype: torch.dtype, strided: bool) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    from fused_optim.cuda import _C
+    from fused_optim.backends.cuda import _C
 
     for dtype, mode in PAIRS:
         for strided in (False, True):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from cases import BACKENDS, device_of
 
-from fused_optim import dispatch
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AccumulateRow
 
 kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fused_optim.gradient_accumulator import GradientAccumulator
+from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.0])

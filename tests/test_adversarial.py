@@ -25,7 +25,7 @@ from tolerances import as_float64, assert_same_bits, assert_within, ulp
 
 import fused_optim
 from fused_optim import torch_compat
-from fused_optim.eager import torch_fused
+from fused_optim.backends.eager import torch_fused
 
 MAGNITUDES = (0.0, 1e-45, 1e-40, 1e-30, 1e-20, 1e-8, 1.0, 1e8, 1e18, 1e30, 1e38)
 SIGNED = [sign * x for sign, x in itertools.product((1.0, -1.0), MAGNITUDES)]

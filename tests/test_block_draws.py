@@ -7,7 +7,7 @@ import torch
 from cases import eager_only
 
 import fused_optim
-from fused_optim.eager import storage
+from fused_optim.precision import encoding
 
 pytestmark = eager_only
 
@@ -26,8 +26,8 @@ def test_blocks_draw_what_the_whole_does(
 ) -> None:
     """Nothing but weight decay moves the parameters, so that no sum's order can show."""
     values, results = torch.randn(shape).bfloat16(), []
-    for block in (storage._BLOCK["cpu"], 16, 7):
-        monkeypatch.setitem(storage._BLOCK, "cpu", block)
+    for block in (encoding._BLOCK["cpu"], 16, 7):
+        monkeypatch.setitem(encoding._BLOCK, "cpu", block)
         param = torch.nn.Parameter(LAYOUTS[layout](values.clone()))
         options = {"relative_step": False} if make is fused_optim.Adafactor else {}
         optimizer = make([param], lr=0.1, weight_decay=0.1, low_precision="stochastic", **options)

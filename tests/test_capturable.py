@@ -14,8 +14,11 @@ import torch
 from cases import BACKENDS, device_of, each_backend
 
 import fused_optim
-from fused_optim import capturable, plan_records, torch_compat, validation
-from fused_optim.tables import float_fields
+from fused_optim import torch_compat
+from fused_optim.ops import float_fields
+from fused_optim.optimizers import validation
+from fused_optim.plan import capture
+from fused_optim.plan import records as plan_records
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -105,7 +108,7 @@ def test_a_row_of_the_device_is_one_of_the_host(name: str, count: int) -> None:
         row = optimizer._row(settings, count, torch.bfloat16)
         expected = torch.frombuffer(bytearray(plan_records.pack_rows([row])), dtype=torch.int32)
         steps = torch.tensor([1.0, count], dtype=torch.float64)
-        table = capturable.row_table(optimizer._row(settings, steps, torch.bfloat16), 2)
+        table = capture.row_table(optimizer._row(settings, steps, torch.bfloat16), 2)
         assert table.shape == (2, 16) and table.dtype is torch.int32
         floats = float_fields(type(row))
         assert torch.equal(table[1, floats:], expected[floats:])
@@ -174,11 +177,11 @@ def test_rows_and_counts_need_nothing_read_back(name: str, nothing_is_read_back)
     train(optimizer, range(1))
     steps = [optimizer.state[p]["step"] for p in params_of(optimizer)]
     nothing_is_read_back()
-    capturable.advance(steps, torch.tensor(0.0))
-    capturable.advance(steps, torch.tensor(1.0))
+    capture.advance(steps, torch.tensor(0.0))
+    capture.advance(steps, torch.tensor(1.0))
     counts = torch.stack(steps).to(torch.float64)
     settings = optimizer.settings(optimizer.param_groups[0])
-    table = capturable.row_table(optimizer._row(settings, counts, False), 3)
+    table = capture.row_table(optimizer._row(settings, counts, False), 3)
     assert table.shape == (3, 16)
 
 
@@ -350,8 +353,8 @@ def test_betas_of_the_device_stay_there() -> None:
 
 
 def test_rows_have_their_float_fields_first() -> None:
-    for row in (fused_optim.tables.AdamWRow, fused_optim.tables.AdafactorRow):
+    for row in (fused_optim.ops.AdamWRow, fused_optim.ops.AdafactorRow):
         kinds = [field.type for field in dataclasses.fields(row)]
         count = float_fields(row)
         assert kinds == ["float"] * count + ["int"] * (len(kinds) - count)
-    assert math.isinf(fused_optim.tables.AdamWRow().clip_value)
+    assert math.isinf(fused_optim.ops.AdamWRow().clip_value)

@@ -30,7 +30,7 @@ def test_backends(gpu: bool, named: str | None, expected: str) -> None:
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import conftest, cases
         print(cases.BACKENDS, cases.device_of(cases.BACKENDS[0]), os.environ.get({VARIABLE!r}))
-        from fused_optim import dispatch
+        from fused_optim.backends import dispatch
         if {gpu}:
             assert dispatch.choose("auto", "adamw_", torch.device("cpu")) == "eager"
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTENSION = find_spec("fused_optim._C")
@@ -66,7 +66,7 @@ def test_it_imports_without_torch_and_without_a_driver(tmp_path: Path) -> None:
 @built
 def test_a_device_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     """Whatever the machine: device 99 does not exist."""
-    code = "import fused_optim.cuda as cuda; print(cuda.why_not(99))"
+    code = "import fused_optim.backends.cuda as cuda; print(cuda.why_not(99))"
     status, output = run(sys.executable, "-c", code, cwd=tmp_path)
     assert status == 0, output
     assert "on cuda:99 (driver for CUDA " in output

@@ -11,9 +11,9 @@ from cases import ADAFACTOR, DTYPE_MODES, Case, TensorCase, tensor_cases
 from parity import Bench
 from stored import bits
 
-from fused_optim import dispatch
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import RECORD_FIELDS, AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import RECORD_FIELDS, AccumulateRow, AdafactorRow, AdamWRow
 
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
 TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)

@@ -16,8 +16,8 @@ from reference_storage import State
 from tolerances import assert_same_bits, dtype_name
 
 from fused_optim import precision
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AdamWRow
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AdamWRow
 
 SIZES = (0, 1, 7, 8, 1000, 8192, 8192 + 4096 + 5)
 VARIANTS = [(getattr(torch, name), mode) for name, modes in MODES.items() for mode in modes]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from triton_cases import ROWS, adamw_entry, adamw_reference, copied, key_of, tensors_of
 
-from fused_optim import plan_records
-from fused_optim.launch import Bucket, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow, AdafactorRow
+from fused_optim.backends.interface import Bucket, Launch, TensorEntry
+from fused_optim.ops import AccumulateRow, AdafactorRow
+from fused_optim.plan import records as plan_records
 
 COUNT = 2**31 + 9
 CHUNK = 8192

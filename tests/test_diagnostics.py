@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import diagnostics, dispatch, torch_compat
+from fused_optim import torch_compat
+from fused_optim.backends import diagnostics, dispatch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 UNKNOWN = "FUSED_OPTIM_BACKEND='bogus' is unknown; use 'auto' or one of cuda, triton, eager"

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pandas")
 
 from bench import kept_updates, pages, precision_table, results
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 from tools.report import readme
 
 ROOT = Path(__file__).parent.parent

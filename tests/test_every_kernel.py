@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import dispatch, precision, torch_compat
+from fused_optim import precision, torch_compat
+from fused_optim.backends import dispatch
 
 SHAPES = ((1,), (9,), (8192 + 13,), (5, 3), (33, 40), (300, 24), (2, 3, 17), (0, 4), (130, 1030))
 LAYOUTS = ("dense", "strided")

@@ -14,7 +14,7 @@ from tolerances import as_float64, assert_same_bits, assert_within, ulp
 
 import fused_optim
 from fused_optim import torch_compat
-from fused_optim.eager import torch_fused
+from fused_optim.backends.eager import torch_fused
 
 pytestmark = eager_only
 FLOAT32 = [TensorCase(shape, torch.float32) for shape in SHAPES]

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import dispatch, plan_upload, torch_compat
+from fused_optim import torch_compat
+from fused_optim.backends import dispatch
+from fused_optim.plan import upload as plan_upload
 
 OPS = ("adamw_", "grad_square_sums", "adafactor_statistics", "adafactor_finalise_")
 OPS += ("adafactor_update_sums", "adafactor_apply_")

@@ -1,6 +1,6 @@
 """What a step takes for granted, violated between steps: seen in time, and nothing is lost.
 
-A step that finds all as it was takes its tables from the step before (`fused_optim.steady`), so
+A step that finds all as it was takes its tables from the step before (`fused_optim.plan.steady`), so
 most of these happen after two steps as well as after none.
 """
 
@@ -30,8 +30,9 @@ from optimizer_table import (
 )
 
 import fused_optim
-from fused_optim import plan_upload, torch_compat
-from fused_optim.plan import Plan
+from fused_optim import torch_compat
+from fused_optim.plan import upload as plan_upload
+from fused_optim.plan.tables import Plan
 
 STEPS = pytest.mark.parametrize("steps", [0, 1, 3], ids=["new", "second", "steady"])
 AROUND = 64

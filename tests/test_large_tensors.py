@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import dispatch
+from fused_optim.backends import dispatch
 
 DEVICE = "cuda"
 HALF = 2**31

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import state
-from fused_optim.eager import storage
+from fused_optim.precision import encoding, state
 
 TIE = 1.0 + 2.0**-8  # between two bfloat16: to even it is 1.0, away from zero 1.0 + 2**-7
 
@@ -30,7 +29,7 @@ def test_what_the_parameter_shows_wins(
     same_rounding = {old, new} <= {"master", "split"} or old == new
     state.ensure(param, kept, state.extra_tensor(new, torch.bfloat16))
     assert set(kept) == {"step", keys[new]}
-    found = storage.decode(param, kept[keys[new]], new)
+    found = encoding.decode(param, kept[keys[new]], new)
     assert found.tolist() == [sign * (TIE if same_rounding else shown)] * 3
     if new == "master" and not same_rounding:
         assert kept["master"].tolist() == [sign * shown] * 3

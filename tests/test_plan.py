@@ -10,9 +10,11 @@ import pytest
 import torch
 from triton_cases import ROW, adamw_entry, key_of
 
-from fused_optim import plan_layout, plan_records, plan_upload
-from fused_optim.launch import Bucket, Launch, TensorEntry
-from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
+from fused_optim.backends.interface import Bucket, Launch, TensorEntry
+from fused_optim.ops import RECORD_FIELDS, AdafactorRow, AdamWRow
+from fused_optim.plan import layout as plan_layout
+from fused_optim.plan import records as plan_records
+from fused_optim.plan import upload as plan_upload
 
 
 def fields(bucket: Bucket) -> list[dict[str, int]]:

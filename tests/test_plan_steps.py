@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import bucketing, dispatch, plan_layout, plan_upload, steady
-from fused_optim.launch import Bucket, Launch
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, Launch
+from fused_optim.plan import collect, steady
+from fused_optim.plan import layout as plan_layout
+from fused_optim.plan import upload as plan_upload
 
 CPU = torch.device("cpu")
 OPS = ("adamw_", "grad_square_sums", "adafactor_statistics", "adafactor_finalise_")
@@ -209,7 +212,7 @@ def test_every_change_is_seen(seen: list, name: str) -> None:
         optimizer.step()
     changes()[name](optimizer, params)
     optimizer.step()
-    pending = bucketing.parameters_with_gradients(optimizer)
+    pending = collect.parameters_with_gradients(optimizer)
     records = seen[-1][2].records
     assert records[:, 0].tolist() == [p.data_ptr() for _, _, p, _, _ in pending]
     assert records[:, 1].tolist() == [g.data_ptr() for _, _, _, g, _ in pending]

@@ -12,7 +12,7 @@ from support.planted_faults import ROOT, TABLE, Fault, read_table
 
 FAULTS = read_table(TABLE.read_text())
 STEP = """fault: the step count stands still
-file: fused_optim/bucketing.py
+file: fused_optim/plan/collect.py
 tests: test_loaded_steps.py::test_loading_leaves_the_dict_alone
 """
 
@@ -63,7 +63,7 @@ def test_lines_of_a_table() -> None:
 def test_a_fault_is_killed_or_survives(tmp_path: Path) -> None:
     """End to end on two faults, of which one breaks nothing."""
     table = tmp_path / "table.txt"
-    killed = [fault for fault in FAULTS if fault.file == "fused_optim/loading.py"][0]
+    killed = [fault for fault in FAULTS if fault.file == "fused_optim/optimizers/state_dicts/loading.py"][0]
     harmless = "- def advance(\n+ def advance (\n"
     table.write_text(
         f"fault: {killed.title}\nfile: {killed.file}\ntests: {' '.join(killed.tests)}\n"

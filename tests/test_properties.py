@@ -26,7 +26,7 @@ from tolerances import as_float64, assert_same_bits, assert_within, dtype_name, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fused_optim.eager import torch_fused
+from fused_optim.backends.eager import torch_fused
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from fused_optim.scalars import complement_of_power
+from fused_optim.optimizers.scalars import complement_of_power
 
 
 @pytest.mark.parametrize("exponent", [1, 3, 1000])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from cases import BACKENDS, device_of, interpreted
 
-from fused_optim import dispatch
-from fused_optim.eager import rounding
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import RECORD_FIELDS, AdafactorRow, AdamWRow
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import RECORD_FIELDS, AdafactorRow, AdamWRow
+from fused_optim.precision import rounding
 
 kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
 firsts = pytest.mark.parametrize("first", [0, 3, 8, 2**35 + 5, 2**35 + 8])

@@ -1,4 +1,4 @@
-"""The packed tables mean the same in Python and in C++: fused_optim/tables.py and csrc/tables.h."""
+"""The packed tables mean the same in Python and in C++: fused_optim/ops.py and csrc/tables.h."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fused_optim import plan_layout, precision, tables
+from fused_optim import ops, precision
+from fused_optim.plan import layout as plan_layout
 
 SOURCE = (Path(__file__).resolve().parents[1] / "csrc/tables.h").read_text()
-ROWS = {"AdamWRow": tables.AdamWRow, "AdafactorRow": tables.AdafactorRow}
+ROWS = {"AdamWRow": ops.AdamWRow, "AdafactorRow": ops.AdafactorRow}
 
 
 def members(struct: str) -> list[tuple[str, str]]:
@@ -28,10 +29,10 @@ def enumerators(enum: str) -> dict[str, int]:
 
 def test_record_fields() -> None:
     found = members("TensorRecord")
-    assert [name for _, name in found] == list(tables.RECORD_FIELDS)
+    assert [name for _, name in found] == list(ops.RECORD_FIELDS)
     assert {kind for kind, _ in found} == {"int64_t"}
-    assert len(found) <= tables.RECORD_SIZE
-    assert f"sizeof(TensorRecord) == {tables.RECORD_SIZE} * sizeof(int64_t)" in SOURCE
+    assert len(found) <= ops.RECORD_SIZE
+    assert f"sizeof(TensorRecord) == {ops.RECORD_SIZE} * sizeof(int64_t)" in SOURCE
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -40,7 +41,7 @@ def test_row_fields(name: str) -> None:
     assert [member for _, member in found] == [f.name for f in dataclasses.fields(ROWS[name])]
     words = {"step", "flags"}
     assert all(kind == ("uint32_t" if name in words else "float") for kind, name in found)
-    assert f"sizeof({name}) == {tables.ROW_SIZE} * sizeof(float)" in SOURCE
+    assert f"sizeof({name}) == {ops.ROW_SIZE} * sizeof(float)" in SOURCE
 
 
 def test_tags_and_flags() -> None:
@@ -48,9 +49,9 @@ def test_tags_and_flags() -> None:
     tags["kBFloat16"] = tags.pop("kBfloat16")
     assert enumerators("DtypeTag") == tags
     assert enumerators("AdafactorRowFlags") == {
-        "kScaleParameter": tables.SCALE_PARAMETER,
-        "kHoldIfZero": tables.HOLD_IF_ZERO,
-        "kClipIgnoresNan": tables.CLIP_IGNORES_NAN,
+        "kScaleParameter": ops.SCALE_PARAMETER,
+        "kHoldIfZero": ops.HOLD_IF_ZERO,
+        "kClipIgnoresNan": ops.CLIP_IGNORES_NAN,
     }
 
 

@@ -20,9 +20,9 @@ from triton_cases import (
     tensors_of,
 )
 
-from fused_optim import dispatch, eager
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.backends import dispatch, eager
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AccumulateRow, AdafactorRow, AdamWRow
 
 pytest.importorskip("triton")
 

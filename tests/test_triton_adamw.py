@@ -21,7 +21,7 @@ from triton_cases import (
     tensors_of,
 )
 
-from fused_optim.launch import Bucket, Launch
+from fused_optim.backends.interface import Bucket, Launch
 
 triton = pytest.importorskip("triton")
 
@@ -236,8 +236,8 @@ def test_cpu_tensors_without_the_interpreter_get_our_own_error() -> None:
     code = """
 import torch
 from fused_optim import triton_kernels
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AdamWRow
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AdamWRow
 t = lambda: torch.zeros(4)
 key = BucketKey("adamw", torch.device("cpu"), torch.float32, "none", False, False)
 entry = TensorEntry(t(), t(), exp_avg=t(), exp_avg_sq=t())

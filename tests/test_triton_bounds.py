@@ -9,8 +9,8 @@ import pytest
 import torch
 from triton_cases import ROWS, adamw_entry, extra_of, key_of, spread, tensors_of
 
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow, AdafactorRow
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AccumulateRow, AdafactorRow
 
 pytest.importorskip("triton")
 

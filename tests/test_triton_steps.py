@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import fused_optim
-from fused_optim import dispatch, torch_compat
-from fused_optim.gradient_accumulator import GradientAccumulator
+from fused_optim import torch_compat
+from fused_optim.backends import dispatch
+from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 
 pytest.importorskip("triton")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from triton_cases import ROWS, adamw_entry, extra_of, key_of
 
-from fused_optim.launch import Bucket, Launch, TensorEntry
-from fused_optim.tables import AdafactorRow
+from fused_optim.backends.interface import Bucket, Launch, TensorEntry
+from fused_optim.ops import AdafactorRow
 
 pytest.importorskip("triton")
 

@@ -213,7 +213,7 @@ def test_capturable_refuses_rates_that_are_evaluated_on_the_host(options):
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_a_named_backend_that_can_not_be_had_raises_with_the_reason(backend):
-    from fused_optim import dispatch
+    from fused_optim.backends import dispatch
 
     reason = dispatch.why_not(backend, "adamw_")
     if reason is None:

@@ -13,8 +13,8 @@ from stored import EXTRA, bits
 from tolerances import assert_same_bits, dtype_name
 
 from fused_optim import precision
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AdamWRow
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AdamWRow
 
 VARIANTS = [(getattr(torch, name), mode) for name, modes in MODES.items() for mode in modes]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -16,9 +16,9 @@ import torch
 
 from bench import ROOT
 from bench.traffic import Kind
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import SCALE_PARAMETER, AdafactorRow, AdamWRow
 from fused_optim.precision import extra_state
-from fused_optim.tables import SCALE_PARAMETER, AdafactorRow, AdamWRow
 
 LARGE = (272, 256)  # of several tiles, and too large for one visit
 SMALL = (64, 64)
@@ -62,7 +62,7 @@ class Trace:
 
 
 def backend() -> Any:
-    """Return fused_optim.cuda over the host module, which is compiled where that wasn't done."""
+    """Return fused_optim.backends.cuda over the host module, which is compiled where that wasn't done."""
     if str(ROOT / "tests") not in sys.path:
         sys.path.append(str(ROOT / "tests"))
     import host_module

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim import validation
+from fused_optim.optimizers import validation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,7 +29,7 @@ def check_whole(optimizer: Any, pending: list) -> None:
 
     Args:
         optimizer: that clips, without a ``clip_group``.
-        pending: what its step updates, see `fused_optim.bucketing.Pending`.
+        pending: what its step updates, see `fused_optim.plan.collect.Pending`.
 
     Raises:
         RuntimeError: FullyShardedDataParallel has split a parameter; nothing was changed.

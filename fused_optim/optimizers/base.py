@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 
-from fused_optim import (
-    bucketing,
-    capturable,
-    clipping,
-    dispatch,
-    loading,
-    plan_upload,
-    precision,
-    saving,
-    state,
-    validation,
-)
-from fused_optim.export import Float32Weights
-from fused_optim.launch import Bucket, BucketKey, Launch, Row
-from fused_optim.numerics import NumericsReport
-from fused_optim.plan import Plan
-from fused_optim.steady import Steady, increment_versions
+from fused_optim import precision
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, Row
+from fused_optim.distributed import clipping
+from fused_optim.optimizers import validation
+from fused_optim.optimizers.numerics import NumericsReport
+from fused_optim.optimizers.state_dicts import loading, saving
+from fused_optim.plan import capture, collect
+from fused_optim.plan import upload as plan_upload
+from fused_optim.plan.steady import Steady, increment_versions
+from fused_optim.plan.tables import Plan
+from fused_optim.precision import state
+from fused_optim.precision.export import Float32Weights
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -173,7 +169,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> Row:
         """Return the scalars of a step; ``variant`` is what `_row_variant` returned.
 
-        Written with `fused_optim.scalars`: in capturable groups ``step`` is a float64 tensor, with
+        Written with `fused_optim.optimizers.scalars`: in capturable groups ``step`` is a float64 tensor, with
         one count for each parameter of this variant.
         """
         raise NotImplementedError
@@ -268,7 +264,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         if self.settings(param_group)["capturable"]:
-            capturable.make_lr_tensor(param_group)
+            capture.make_lr_tensor(param_group)
         given.update(param_group)
         self.param_groups[-1] = given  # as torch, which adds the very dict it is given
 
@@ -387,29 +383,29 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             with validation.naming(f"{type(self).__name__}, group {index}: "):
                 self._check_members(group)
-        pending = bucketing.parameters_with_gradients(self)
-        kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
+        pending = collect.parameters_with_gradients(self)
+        kinds = collect.kinds(self, [(index, param) for index, _, param, _, _ in pending])
         if captures:
-            capturable.check_capture(self, pending)
+            capture.check_capture(self, pending)
         if self._clips_by_whole_norms():
             clipping.check_whole(self, pending)
-        bucketing.check_states(self, pending, kinds)
+        collect.check_states(self, pending, kinds)
         if pending:
             self._begin()
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
-        homes = bucketing.sorted_into_buckets(self, pending, kinds)
+        homes = collect.sorted_into_buckets(self, pending, kinds)
         buckets = list({id(bucket): bucket for bucket, _ in homes}.values())
         for bucket in buckets:
             bucket.kept_plan = None if captures else self._plans.get((bucket.key, bucket.backend))
-        count = bucketing.give_rows(self, pending, homes, found_inf)
+        count = collect.give_rows(self, pending, homes, found_inf)
         self._run_step(buckets)
         count()
         for bucket in buckets:
             if bucket.plan is not None:
                 increment_versions(bucket.written())
-        if not captures:  # capturable.py, note: [capture]
-            capturable.prepare_capture(buckets)
+        if not captures:  # capture.py, note: [capture]
+            capture.prepare_capture(buckets)
             self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
             lasts = pending and not torch.is_inference_mode_enabled()
             lasts = lasts and Steady.holds_for(pending, kinds)
@@ -431,9 +427,9 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         Raises:
             ValueError: a parameter's state does not fit it; nothing was changed.
         """
-        pending = bucketing.trained_parameters(self)
-        kinds = bucketing.kinds(self, [(index, param) for index, _, param, _, _ in pending])
-        bucketing.check_states(self, pending, kinds)
+        pending = collect.trained_parameters(self)
+        kinds = collect.kinds(self, [(index, param) for index, _, param, _, _ in pending])
+        collect.check_states(self, pending, kinds)
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
 

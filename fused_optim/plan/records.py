@@ -7,10 +7,10 @@ import struct
 
 import torch
 
-from fused_optim import plan_layout
-from fused_optim.launch import Bucket, BucketKey, TensorEntry
+from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
+from fused_optim.ops import RECORD_SIZE, AdafactorRow, AdamWRow, float_fields
+from fused_optim.plan import layout as plan_layout
 from fused_optim.precision import DTYPE_TAGS
-from fused_optim.tables import RECORD_SIZE, AdafactorRow, AdamWRow, float_fields
 
 _ALIGNED = 1
 _VECTOR_BYTES = 16

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from fused_optim import validation
-from fused_optim.launch import Bucket, BucketKey, TensorEntry
+from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
+from fused_optim.optimizers import validation
 
 _data_ptr = torch.Tensor.data_ptr
 _is_contiguous = torch.Tensor.is_contiguous

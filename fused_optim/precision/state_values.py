@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision, validation
+from fused_optim import precision
+from fused_optim.optimizers import validation
 
 REMEDY = (
     "load a state of this model, or leave this parameter's out (of the dict, or by "
@@ -63,7 +64,7 @@ def remainder_bits(value: torch.Tensor) -> torch.Tensor:
     """Return a remainder as this version keeps it, whichever form it was saved in.
 
     Versions up to 0.1.0 and TransformerEngine save int16. Beside float32 moments, a flat shard
-    (`fused_optim.saving`) has the int16 as float32 numbers.
+    (`fused_optim.optimizers.state_dicts.saving`) has the int16 as float32 numbers.
     """
     if value.dtype is precision.REMAINDER_DTYPE:
         return value

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from fused_optim import bucketing, dry_step, validation
-from fused_optim.launch import STATE_FIELDS
+from fused_optim.backends.interface import STATE_FIELDS
+from fused_optim.optimizers import dry_step, validation
+from fused_optim.plan import collect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class NumericsReport:
         """
         validation.check_number(threshold, "threshold", low=0.0, high=1.0, open_high=True)
         self._checked_settings()
-        pending = bucketing.parameters_with_gradients(self)
+        pending = collect.parameters_with_gradients(self)
         if not pending:
             raise RuntimeError(
                 f"{type(self).__name__}.check_numerics: no parameter has a gradient; call it "

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim import adam_scalars, precision, validation
-from fused_optim.base import CommonOptions, FusedOptimizer
-from fused_optim.state import StateTensor
-from fused_optim.tables import AdamWRow
+from fused_optim import precision
+from fused_optim.ops import AdamWRow
+from fused_optim.optimizers import adam_scalars, validation
+from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
+from fused_optim.precision.state import StateTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,7 +62,7 @@ class AdamW(AdamFamily):
         no_deprecation_warning: accepted for transformers' sake. There is nothing deprecated here,
             so there is no warning either way.
         **common: ``backend``, ``low_precision``, ``state_dtype``, ``maximize``, ``capturable``,
-            ``max_grad_norm`` and ``seed``; see `fused_optim.base.FusedOptimizer`.
+            ``max_grad_norm`` and ``seed``; see `fused_optim.optimizers.base.FusedOptimizer`.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a parameter can't be optimized.

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from fused_optim import clipping, validation
-from fused_optim.loading import STORAGE_OPTIONS
+from fused_optim.distributed import clipping
+from fused_optim.optimizers import validation
+from fused_optim.optimizers.state_dicts.loading import STORAGE_OPTIONS
 
 
 def shown(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision, state, validation
-from fused_optim.eager import storage
+from fused_optim import precision
+from fused_optim.optimizers import validation
+from fused_optim.precision import encoding, state
 
 
 class Float32Weights:
@@ -155,8 +156,8 @@ def _full_value(
         return param if device is None else param.to(device)
     mode, extra = state.held_extra(param, kept, mode)
     value = torch.empty_like(param, dtype=torch.float32)
-    for _, (block, target, beside) in storage.blocks([param, value, extra]):
-        target.copy_(storage.decode(block, beside, mode))
+    for _, (block, target, beside) in encoding.blocks([param, value, extra]):
+        target.copy_(encoding.decode(block, beside, mode))
     return value if device is None else value.to(device)
 
 
@@ -168,6 +169,6 @@ def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.T
     extra = None if key is None else kept.get(key[0])
     if extra is None and key is not None:  # a parameter that was frozen before it had any
         mode = "nearest"
-    for first, (block, source, beside) in storage.blocks([param.detach(), value, extra]):
+    for first, (block, source, beside) in encoding.blocks([param.detach(), value, extra]):
         source = source.to(param.device, precision.math_dtype(param.dtype))
-        storage.encode_(block, beside, source, mode, None, first)
+        encoding.encode_(block, beside, source, mode, None, first)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim import adam_scalars, tables, validation
-from fused_optim.adafactor import AdafactorFamily, statistics_dtype
-from fused_optim.adamw import AdamFamily
-from fused_optim.base import CommonOptions
-from fused_optim.scalars import minimum, number, sqrt
-from fused_optim.state import StateTensor
-from fused_optim.tables import AdafactorRow, AdamWRow
+from fused_optim import ops
+from fused_optim.ops import AdafactorRow, AdamWRow
+from fused_optim.optimizers import adam_scalars, validation
+from fused_optim.optimizers.adafactor import AdafactorFamily, statistics_dtype
+from fused_optim.optimizers.adamw import AdamFamily
+from fused_optim.optimizers.base import CommonOptions
+from fused_optim.optimizers.scalars import minimum, number, sqrt
+from fused_optim.precision.state import StateTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -88,12 +89,12 @@ class Adam(_Adam):
         amsgrad: divide by the maximum of all second moments so far.
         foreach: accepted and without effect, as is ``fused``: every backend is fused.
         maximize: ascend instead of descend.
-        capturable: see `fused_optim.base.FusedOptimizer`.
+        capturable: see `fused_optim.optimizers.base.FusedOptimizer`.
         differentiable: only False; the fused step does not record gradients.
         fused: see ``foreach``.
         decoupled_weight_decay: decay as `AdamW` does.
         **common: ``backend``, ``low_precision``, ``state_dtype``, ``max_grad_norm`` and ``seed``;
-            see `fused_optim.base.FusedOptimizer`. Here ``state_dtype=None`` is the default:
+            see `fused_optim.optimizers.base.FusedOptimizer`. Here ``state_dtype=None`` is the default:
             bfloat16 for 16-bit parameters, float32 for float32.
 
     Raises:
@@ -216,7 +217,7 @@ class Adafactor(AdafactorFamily):
         foreach: accepted and without effect: every backend is fused.
         maximize: ascend instead of descend.
         **common: ``backend``, ``low_precision``, ``capturable``, ``max_grad_norm`` and ``seed``;
-            see `fused_optim.base.FusedOptimizer`.
+            see `fused_optim.optimizers.base.FusedOptimizer`.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a parameter can't be optimized.
@@ -297,7 +298,7 @@ class Adafactor(AdafactorFamily):
             mean_floor=eps1,
             update_cap=1.0 / eps1 if eps1 > 0.0 else math.inf,
             step=step,
-            flags=tables.SCALE_PARAMETER | tables.CLIP_IGNORES_NAN,
+            flags=ops.SCALE_PARAMETER | ops.CLIP_IGNORES_NAN,
         )
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim import adam_scalars, precision, tables, validation
-from fused_optim.base import CommonOptions, FusedOptimizer
-from fused_optim.scalars import Scalar, minimum, number, sqrt
-from fused_optim.state import StateTensor
-from fused_optim.tables import AdafactorRow
+from fused_optim import ops, precision
+from fused_optim.ops import AdafactorRow
+from fused_optim.optimizers import adam_scalars, validation
+from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
+from fused_optim.optimizers.scalars import Scalar, minimum, number, sqrt
+from fused_optim.precision.state import StateTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +67,7 @@ class Adafactor(AdafactorFamily):
         warmup_init: with ``relative_step``, :math:`\rho_t = \min(10^{-6} t, 1/\sqrt t)`.
         **common: ``backend``, ``low_precision``, ``state_dtype`` (of the first moment),
             ``maximize``, ``capturable``, ``max_grad_norm`` and ``seed``; see
-            `fused_optim.base.FusedOptimizer`.
+            `fused_optim.optimizers.base.FusedOptimizer`.
 
     Raises:
         ValueError: a hyperparameter is out of range, options contradict each other, or a parameter
@@ -190,9 +191,9 @@ class Adafactor(AdafactorFamily):
     def _row(
         self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable
     ) -> AdafactorRow:
-        flags = tables.SCALE_PARAMETER * group["scale_parameter"]
+        flags = ops.SCALE_PARAMETER * group["scale_parameter"]
         if group["relative_step"] and group["lr"] is not None:
-            flags = flags + tables.HOLD_IF_ZERO * (number(group["lr"], step) == 0.0)
+            flags = flags + ops.HOLD_IF_ZERO * (number(group["lr"], step) == 0.0)
         beta1 = 0.0 if group["beta1"] is None else number(group["beta1"], step)
         omb2 = step ** number(group["decay_rate"], step)
         return AdafactorRow(

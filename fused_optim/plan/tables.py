@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from fused_optim import plan_records, plan_upload
-from fused_optim.launch import Bucket, Launch
-from fused_optim.tables import RECORD_FIELDS, RECORD_SIZE
+from fused_optim.backends.interface import Bucket, Launch
+from fused_optim.ops import RECORD_FIELDS, RECORD_SIZE
+from fused_optim.plan import records as plan_records
+from fused_optim.plan import upload as plan_upload
 
 _COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
 _SHAPE_COLUMNS = [

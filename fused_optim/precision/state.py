@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision, state_values, validation
-from fused_optim.capturable import step_tensor
-from fused_optim.eager import storage
+from fused_optim import precision
+from fused_optim.optimizers import validation
+from fused_optim.plan.capture import step_tensor
+from fused_optim.precision import encoding, state_values
 
 _SHAPES = {
     "like": lambda shape: shape,
@@ -29,7 +30,7 @@ class StateTensor:
 
     Attributes:
         key: in ``optimizer.state[p]``.
-        field: of the `fused_optim.launch.TensorEntry` that hands it to a backend.
+        field: of the `fused_optim.backends.interface.TensorEntry` that hands it to a backend.
         dtype: of its storage.
         kind: a key of the table above: its shape, from the parameter's.
         needed: whether a saved state without it is incomplete.
@@ -205,8 +206,8 @@ def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str
     if mode not in held or len(held) == 1:
         return
     extra = state[held[mode]]
-    for _, (block, beside) in storage.blocks([param.detach(), extra]):
-        if not torch.equal(storage.decode(block, beside, mode), block.float()):
+    for _, (block, beside) in encoding.blocks([param.detach(), extra]):
+        if not torch.equal(encoding.decode(block, beside, mode), block.float()):
             return
     del state[held[mode]]
 
@@ -215,12 +216,12 @@ def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]
     """Return new extra state for a parameter: from another mode's if there is one."""
     extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
     held, old = held_extra(param, state, mode)
-    for first, (block, new, previous) in storage.blocks([param.detach(), extra, old]):
+    for first, (block, new, previous) in encoding.blocks([param.detach(), extra, old]):
         shown = block.float()
-        value = storage.decode(block, previous, held)
+        value = encoding.decode(block, previous, held)
         # Where the new mode would show another value than the parameter's, the parameter wins.
         trial = torch.empty_like(block)
-        storage.encode_(trial, new, value, mode, None, first)
+        encoding.encode_(trial, new, value, mode, None, first)
         value = torch.where(trial == block, value, shown)
-        storage.encode_(trial, new, value, mode, None, first)
+        encoding.encode_(trial, new, value, mode, None, first)
     return extra

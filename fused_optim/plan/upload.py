@@ -16,7 +16,7 @@ STAGING_UNIT = 64
 _reserve: list[torch.Tensor] = []  # pinned, for the next capture: one block, or none yet
 _captured: list[
     torch.Tensor
-] = []  # pinned, read by CUDA graphs: fused_optim/capturable.py, note: [capture]
+] = []  # pinned, read by CUDA graphs: fused_optim/plan/capture.py, note: [capture]
 
 
 def capturing() -> bool:

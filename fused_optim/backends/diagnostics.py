@@ -9,14 +9,14 @@ import platform
 
 import torch
 
-from fused_optim import dispatch
 from fused_optim._version import __version__
-from fused_optim.adafactor import Adafactor
-from fused_optim.adam_weight_decay import AdamWeightDecay
-from fused_optim.adamw import AdamW
-from fused_optim.torch_compat import Adafactor as TorchAdafactor
-from fused_optim.torch_compat import Adam as TorchAdam
-from fused_optim.torch_compat import AdamW as TorchAdamW
+from fused_optim.backends import dispatch
+from fused_optim.optimizers.adafactor import Adafactor
+from fused_optim.optimizers.adamw import AdamW
+from fused_optim.optimizers.tf_compat import AdamWeightDecay
+from fused_optim.optimizers.torch_compat import Adafactor as TorchAdafactor
+from fused_optim.optimizers.torch_compat import Adam as TorchAdam
+from fused_optim.optimizers.torch_compat import AdamW as TorchAdamW
 
 _OPTIMIZERS = (AdamW, Adafactor, AdamWeightDecay, TorchAdamW, TorchAdam, TorchAdafactor)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fused_optim.tables import AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.ops import AccumulateRow, AdafactorRow, AdamWRow
 
 if TYPE_CHECKING:
-    from fused_optim.plan import Counts, Plan, Tables
+    from fused_optim.plan.tables import Counts, Plan, Tables
 
 Row = AdamWRow | AdafactorRow | AccumulateRow
 
@@ -63,8 +63,8 @@ class Bucket:
     plan: Plan | None = None  # tables of this step, once they are packed
 
     def tables(self, launch: Launch, scratch_size: Counts | None = None) -> Tables:
-        """Return what `fused_optim.plan.tables_for` does; backends need not import it."""
-        from fused_optim.plan import tables_for
+        """Return what `fused_optim.plan.tables.tables_for` does; backends need not import it."""
+        from fused_optim.plan.tables import tables_for
 
         return tables_for(self, launch, scratch_size)
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from fused_optim.launch import Bucket, Launch
-from fused_optim.plan import Counts, Tables
+from fused_optim.backends.interface import Bucket, Launch
+from fused_optim.ops import RECORD_FIELDS
+from fused_optim.plan.tables import Counts, Tables
 from fused_optim.precision import DTYPE_TAGS
-from fused_optim.tables import RECORD_FIELDS
 
 __all__ = [
     "accumulate_",

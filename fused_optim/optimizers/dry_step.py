@@ -1,6 +1,6 @@
 """The next step, worked out on the eager backend's own functions and thrown away.
 
-What it counts is for `fused_optim.numerics` to judge. Nothing is written, no temporary is larger
+What it counts is for `fused_optim.optimizers.numerics` to judge. Nothing is written, no temporary is larger
 than a block, but for the second moments of Adafactor's vectors, and nothing waits for a device
 until all is counted.
 """
@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from fused_optim import bucketing, precision, state
-from fused_optim.eager import adafactor, adamw, storage
-from fused_optim.eager import adafactor_stages as stages
-from fused_optim.eager.gradients import preparation
-from fused_optim.eager.tiles import part
-from fused_optim.launch import STATE_FIELDS, Bucket, Launch, TensorEntry
+from fused_optim import precision
+from fused_optim.backends.eager import adafactor, adamw
+from fused_optim.backends.eager import adafactor_stages as stages
+from fused_optim.backends.eager.gradients import preparation
+from fused_optim.backends.eager.tiles import part
+from fused_optim.backends.interface import STATE_FIELDS, Bucket, Launch, TensorEntry
+from fused_optim.plan import collect
+from fused_optim.precision import encoding, state
 
 _STATISTICS = ("exp_avg_sq", "max_exp_avg_sq")  # what Adafactor writes before it updates
 
@@ -73,7 +75,7 @@ class Examined:
 
 def examine(optimizer: Any, pending: list) -> list[Examined]:
     """Work the step out and return every parameter's counts, as numbers."""
-    kinds = bucketing.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
+    kinds = collect.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
     buckets: dict[Any, Bucket] = {}
     members: dict[Any, list[Examined]] = {}
     for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
@@ -134,7 +136,7 @@ def _count_non_finite(one: Examined) -> None:
         if name == "remainder":  # its bits are those of an integer
             continue
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            for _, (block,) in storage.blocks([tensor]):
+            for _, (block,) in encoding.blocks([tensor]):
                 one.count("non-finite", name, ~block.isfinite())
 
 
@@ -146,8 +148,8 @@ def _walk_adamw(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
         tensors = [entry.param, entry.grad, entry.extra]
         tensors += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
         names = [one.keys[STATE_FIELDS.index(f)] for f in STATE_FIELDS[:3]]
-        for _, (param, grad, extra, *moments) in storage.blocks(tensors):
-            g, old = prepare(grad), storage.decode(param, extra, one.mode)
+        for _, (param, grad, extra, *moments) in encoding.blocks(tensors):
+            g, old = prepare(grad), encoding.decode(param, extra, one.mode)
             new = old.clone()
             registers = [None if t is None else t.to(dtype, copy=True) for t in moments]
             adamw.update_(new, g, *registers, row)
@@ -177,7 +179,7 @@ def _walk_adafactor(bucket: Bucket, launch: Launch, ones: list[Examined]) -> Non
         for _, at, u in stages.scaled_updates(work):
             g = torch.where(clean, work.prepare(part(work.grad, at)), torch.nan)
             param, extra = (part(tensor, at) for tensor in (work.param, work.extra))
-            old = storage.decode(param, extra, one.mode)
+            old = encoding.decode(param, extra, one.mode)
             one.count_update(param, old, old * decay - u, g, moves)
             if work.exp_avg is not None:
                 moment = part(work.exp_avg, at)
@@ -198,8 +200,8 @@ def _stored(
     key = precision.extra_state(mode, param.dtype)
     extra = None if key is None else torch.empty(param.shape, dtype=key[1], device=param.device)
     shown = torch.empty(param.shape, dtype=param.dtype, device=param.device)
-    storage.encode_(shown, extra, value, mode, None, 0)
-    return shown, storage.decode(shown, extra, mode)
+    encoding.encode_(shown, extra, value, mode, None, 0)
+    return shown, encoding.decode(shown, extra, mode)
 
 
 def _coarsest_spacing(param: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fused_optim.scalars import Scalar, at_least_zero, complement_of_power, number, sqrt
-from fused_optim.tables import AdamWRow
+from fused_optim.ops import AdamWRow
+from fused_optim.optimizers.scalars import Scalar, at_least_zero, complement_of_power, number, sqrt
 
 
 def sign(group: dict[str, Any]) -> float:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim import adam_scalars, validation
-from fused_optim.adamw import AdamFamily
-from fused_optim.base import CommonOptions
-from fused_optim.launch import Bucket, Launch
+from fused_optim.backends.interface import Bucket, Launch
+from fused_optim.ops import AdamWRow
+from fused_optim.optimizers import adam_scalars, validation
+from fused_optim.optimizers.adamw import AdamFamily
+from fused_optim.optimizers.base import CommonOptions
 from fused_optim.schedules import PolynomialDecay, WarmUp
-from fused_optim.tables import AdamWRow
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +65,7 @@ class AdamWeightDecay(AdamFamily):
         lr: old name of ``learning_rate``; wins over it.
         decay: divides the learning rate by ``1 + decay * steps so far``.
         **common: ``backend``, ``low_precision``, ``state_dtype``, ``maximize``, ``capturable``,
-            ``max_grad_norm`` and ``seed``; see `fused_optim.base.FusedOptimizer`.
+            ``max_grad_norm`` and ``seed``; see `fused_optim.optimizers.base.FusedOptimizer`.
 
     Raises:
         ValueError: a hyperparameter is out of range, two clips of norms are given, or patterns are
@@ -314,7 +314,7 @@ def create_optimizer(
         weight_decay_rate: decay, times the learning rate; 0 and below mean none.
         power: of the polynomial decay; the warm-up is always linear.
         include_in_weight_decay: regular expressions of names that decay all the same.
-        **common: see `fused_optim.base.FusedOptimizer`.
+        **common: see `fused_optim.optimizers.base.FusedOptimizer`.
 
     Returns:
         The optimizer, and the callable of the step that it evaluates itself. Do not step a

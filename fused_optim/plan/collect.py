@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim import capturable, dispatch, plan_records, precision, state, validation
-from fused_optim.launch import STATE_FIELDS, Bucket, BucketKey, TensorEntry
+from fused_optim import precision
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, TensorEntry
+from fused_optim.optimizers import validation
+from fused_optim.plan import capture
+from fused_optim.plan import records as plan_records
+from fused_optim.precision import state
 
 Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
 """(group index, index in the group, parameter, gradient, number in ``state_dict`` order)."""
@@ -161,14 +166,14 @@ def give_rows(
     """
     steps: list[torch.Tensor] = []
     counted: list[tuple[dict[str, Any], int]] = []
-    on_device: dict[int, tuple[Bucket, capturable.DeviceRows]] = {}
+    on_device: dict[int, tuple[Bucket, capture.DeviceRows]] = {}
     groups = [optimizer.settings(group) for group in optimizer.param_groups]
     for (group_index, index, param, _, _), (bucket, entry) in zip(pending, homes, strict=True):
         group, param_state = groups[group_index], optimizer.state[param]
         variant = optimizer._row_variant(group, index, param)
         if bucket.key.capturable:
             steps.append(param_state["step"])
-            _, rows = on_device.setdefault(id(bucket), (bucket, capturable.DeviceRows()))
+            _, rows = on_device.setdefault(id(bucket), (bucket, capture.DeviceRows()))
             rows.add(group_index, variant, steps[-1], entry)
             continue
         step = param_state["step"] + 1
@@ -179,7 +184,7 @@ def give_rows(
             row = bucket.row_index[row_key] = len(bucket.rows)
             bucket.rows.append(optimizer._row(group, step, variant))
         entry.row = row
-    capturable.advance(steps, found_inf)
+    capture.advance(steps, found_inf)
     for bucket, rows in on_device.values():
         rows.fill(bucket, lambda g, s, v: optimizer._row(groups[g], s, v))
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fused_optim import dispatch, precision
-from fused_optim.launch import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.tables import AccumulateRow
+from fused_optim import precision
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.ops import AccumulateRow
 
 _REMEDY = "pass a list with a tensor or None for each parameter: [p.grad for p in parameters]"
 

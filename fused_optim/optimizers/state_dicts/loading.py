@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim import peers, precision, state, state_values, validation
-from fused_optim.capturable import step_tensor
-from fused_optim.matching import in_order_of, sections
+from fused_optim import precision
+from fused_optim.optimizers import validation
+from fused_optim.optimizers.state_dicts import peers
+from fused_optim.optimizers.state_dicts.matching import in_order_of, sections
+from fused_optim.plan.capture import step_tensor
+from fused_optim.precision import state, state_values
 
 STORAGE_OPTIONS = ("low_precision", "state_dtype", "capturable")
 """Options that say how state is stored. They stay the constructor's when a state dict is loaded."""

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from fused_optim import plan_upload, validation
-from fused_optim.launch import Bucket, Row, TensorEntry
-from fused_optim.tables import ROW_SIZE, float_fields
+from fused_optim.backends.interface import Bucket, Row, TensorEntry
+from fused_optim.ops import ROW_SIZE, float_fields
+from fused_optim.optimizers import validation
+from fused_optim.plan import upload as plan_upload
 
 STEP_DTYPE = torch.int64  # torch's float32 stops counting at 2**24
 
@@ -44,7 +45,7 @@ def check_capture(optimizer, pending: list) -> None:
 
     Args:
         optimizer: whose step it is.
-        pending: what it updates, see `fused_optim.bucketing.Pending`.
+        pending: what it updates, see `fused_optim.plan.collect.Pending`.
 
     Raises:
         RuntimeError: a group is not capturable or has a learning rate that a replay would not
@@ -133,7 +134,7 @@ class DeviceRows:
 
 
 def row_table(row: Row, count: int) -> torch.Tensor:
-    """Return int32 ``[count, 16]`` as `fused_optim.plan_records.pack_rows` would pack it.
+    """Return int32 ``[count, 16]`` as `fused_optim.plan.records.pack_rows` would pack it.
 
     Args:
         row: its fields are numbers or float64 tensors of ``[]`` or ``[count]``; ``step`` is a

@@ -25,9 +25,9 @@ TEST_VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
 """
 
 _MODULES = {
-    "cuda": "fused_optim.cuda",
+    "cuda": "fused_optim.backends.cuda",
     "triton": "fused_optim.triton_kernels",
-    "eager": "fused_optim.eager",
+    "eager": "fused_optim.backends.eager",
 }
 
 _given_up: dict[str, str] = {}  # backend to reason
