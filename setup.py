@@ -9,6 +9,7 @@ packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_C
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,8 +21,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
-KERNELS = ("adamw", "gradients", *(f"adafactor_{stage}" for stage in _ADAFACTOR))
+KERNELS = runpy.run_path(str(ROOT / "fused_optim/ops.py"))["KERNELS"]
 SOURCES = ("csrc/bindings.cpp", *(f"csrc/{name}.cu" for name in KERNELS))
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
 COMMON = ("-O3", "-std=c++17", "-Icsrc")

@@ -8,6 +8,7 @@ import torch
 from bench import shapes as shape_lists
 from bench.setups import DTYPES, MAX_GRAD_NORM, OURS, Setup
 from fused_optim.backends import dispatch
+from fused_optim.ops import FAMILIES
 
 _STREAMS = 16  # parameters, and gradients of so many draws less one
 
@@ -53,7 +54,7 @@ class Subject:
         """The backend that this package's own optimizer uses here."""
         if self.setup.source != OURS:
             return None
-        op, dtype = self.optimizer._updates[-1], DTYPES[self.dtype]
+        op, dtype = FAMILIES[self.optimizer._family].updates[-1], DTYPES[self.dtype]
         return dispatch.choose(self.optimizer.backend, op, self.device, dtype)
 
     def state_bytes(self) -> int:

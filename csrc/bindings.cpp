@@ -51,7 +51,6 @@ void DefineOps(py::module_& m) {
           GradSquareSums(launch.target, launch.arguments, clamps, Pointer<float>(partials),
                          Pointer<float>(sums));
         });
-  m.def("accumulate_", [](const PyLaunch& launch) { Accumulate(launch.target, launch.arguments); });
   m.def("adafactor_statistics", [](const PyLaunch& launch, uintptr_t lines, int64_t num_lines,
                                    uintptr_t scratch, uintptr_t sums) {
     AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines), num_lines,

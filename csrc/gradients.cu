@@ -1,6 +1,5 @@
-// Elementwise ops on gradients: sums of their squares, and accumulation.
+// Sums of squared gradients.
 #include "launch.cuh"
-#include "precision.cuh"
 #include "reduce.cuh"
 
 namespace fused_optim {
@@ -88,46 +87,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <int64_t kDtype, int N>
-FUSED_DEVICE void AddRun(const TensorRecord& t, const Preparation& prepare, int64_t at,
-                         int64_t grad_at) {
-  constexpr Mode kMode = kDtype == kFloat32 ? kNone : kNearest;
-  const Raw<N> raw = LoadGradient<N>(t, grad_at);
-  const DensePlace place = {at, 0};
-  RawParam<N> param;
-  LoadParam<kDtype, kMode, N>(t, place, &param);
-  float g[N], p[N];
-  Unpack(raw, t.grad_dtype, g);
-  DecodeParam<kDtype, kMode>(param, p);
-#pragma unroll
-  for (int i = 0; i < N; ++i) p[i] = p[i] + prepare(g[i]);
-  StoreParam<kDtype, kMode>(t, place, p, Draw());
-}
-
-template <int64_t kDtype>
-__global__ void __launch_bounds__(kThreads, 2) AccumulateKernel(const LaunchArguments launch) {
-  if (*launch.found_inf != 0.0f) return;
-  for (int64_t item = BlockIndex(); item < launch.num_items; item += BlockCount()) {
-    const WorkItem chunk = launch.items[item];
-    const TensorRecord t = launch.records[chunk.tensor];
-    const float grad_mul = static_cast<const AdamWRow*>(launch.rows)[t.row].grad_mul;
-    const Preparation prepare = Prepare(launch, chunk.tensor, grad_mul, Infinity());
-    int64_t first = chunk.part * kChunkSize;
-    const int64_t last = first + kChunkSize < t.numel ? first + kChunkSize : t.numel;
-    if (TakesVectors(t)) {
-      const int runs = static_cast<int>((last - first) / 8);
-      for (int run = ThreadIndex(); run < runs; run += kThreads) {
-        AddRun<kDtype, 8>(t, prepare, first + 8 * run, first + 8 * run);
-      }
-      first += 8 * runs;
-    }
-    for (int64_t i = first + ThreadIndex(); i < last; i += kThreads) {
-      const StridedPlace place = PlaceOf(t, i);
-      AddRun<kDtype, 1>(t, prepare, place.Offset(kParamSlot), place.Offset(kGradSlot));
-    }
-  }
-}
-
 }  // namespace
 
 void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, bool clamps,
@@ -136,20 +95,6 @@ void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, b
   const LaunchSite tensors = {"grad_square_sums", target.device, target.tensors, target.tensors};
   Launch(chunks, target.stream, SquarePartialsKernel, launch, clamps, partials);
   Launch(tensors, target.stream, SquareSumsKernel, launch, target.tensors, partials, sums);
-}
-
-void Accumulate(const LaunchTarget& target, const LaunchArguments& launch) {
-  const LaunchSite site = {"accumulate_", target.device, target.tensors, launch.num_items};
-  if (target.dtype == kFloat32) {
-    Launch(site, target.stream, AccumulateKernel<kFloat32>, launch);
-  } else if (target.dtype == kBFloat16) {
-    Launch(site, target.stream, AccumulateKernel<kBFloat16>, launch);
-  } else if (target.dtype == kFloat16) {
-    Launch(site, target.stream, AccumulateKernel<kFloat16>, launch);
-  } else {
-    throw std::invalid_argument(site.Describe() + ": no kernel for dtype " +
-                                std::to_string(target.dtype));
-  }
 }
 
 }  // namespace fused_optim

@@ -48,9 +48,6 @@ void AdamW(const LaunchTarget& target, const LaunchArguments& launch, bool amsgr
 void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, bool clamps,
                     float* partials, float* sums);
 
-// param += the prepared gradient, stored to nearest. Items are chunks.
-void Accumulate(const LaunchTarget& target, const LaunchArguments& launch);
-
 // How many items and how much scratch a tensor of Adafactor takes.
 int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols);
 int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols);

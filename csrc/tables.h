@@ -1,6 +1,5 @@
-// The packed tables that the launch plan uploads: field orders of docs/kernel_contract.md, sections
-// 3 to 5 and 7. fused_optim/ops.py is the Python side of this file; tests/test_tables.py holds
-// the two equal.
+// The packed tables that the launch plan uploads: docs/kernel_contract.md, sections 3 to 5 and 7.
+// Written by tools/tables_header.py from fused_optim/ops.py; change that, and write this again.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +41,7 @@ struct TensorRecord {
 };
 static_assert(sizeof(TensorRecord) == 24 * sizeof(int64_t), "24 int64 per tensor record");
 
-// The scalars of one (group, step count, variant) of AdamW.
+// The scalars of one (group, step count, variant) of adamw.
 struct AdamWRow {
   float grad_mul;
   float clip_value;
@@ -60,7 +59,7 @@ struct AdamWRow {
 };
 static_assert(sizeof(AdamWRow) == 16 * sizeof(float), "16 words per row");
 
-// The scalars of one (group, step count, variant) of Adafactor.
+// The scalars of one (group, step count, variant) of adafactor.
 struct AdafactorRow {
   float grad_mul;
   float rho;

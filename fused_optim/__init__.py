@@ -7,13 +7,32 @@ learning-rate schedules. ``python -m fused_optim`` says which backend they will 
 
 from fused_optim import schedules, torch_compat
 from fused_optim._version import __version__
-from fused_optim.backends.diagnostics import info
+from fused_optim.backends import diagnostics
 from fused_optim.optimizers.adafactor import Adafactor
 from fused_optim.optimizers.adamw import AdamW
 from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 from fused_optim.optimizers.param_groups import param_groups_weight_decay
 from fused_optim.optimizers.tf_compat import AdamWeightDecay, create_optimizer
 from fused_optim.schedules import *  # noqa: F403
+
+_OPTIMIZERS = (
+    AdamW,
+    Adafactor,
+    AdamWeightDecay,
+    torch_compat.AdamW,
+    torch_compat.Adam,
+    torch_compat.Adafactor,
+)
+
+
+def info() -> str:
+    """Return a report of versions, devices and the backend of each optimizer, for a bug report.
+
+    Raises:
+        ValueError: the environment variable ``FUSED_OPTIM_BACKEND`` names no backend.
+    """
+    return diagnostics.report(_OPTIMIZERS)
+
 
 __all__ = [
     "Adafactor",

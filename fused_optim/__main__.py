@@ -2,9 +2,9 @@
 
 import argparse
 
+from fused_optim import info
 from fused_optim._version import __version__
 from fused_optim.backends import dispatch
-from fused_optim.backends.diagnostics import info
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""Field orders of the tables that kernels read (docs/kernel_contract.md, sections 3 and 4).
+"""The registry of ops: what a step calls, in which order, and what its kernels read.
 
-``csrc/tables.h`` is the C++ side of this file; a test holds the two equal.
+Everything that depends on an update's name or row looks it up here: the packing of rows, the order
+of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/tables.h``. This file
+needs nothing but Python, as ``setup.py`` reads it where there is no torch yet.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ RECORD_FIELDS = (
     "global_rows",
     "global_cols",
 )
-"""Fields of a tensor record, in order, each an int64; `RECORD_SIZE` of them with the reserved."""
+"""Fields of a tensor record, in order, each an int64; `RECORD_SIZE` of them with the reserved.
+
+Section 3 of docs/kernel_contract.md says what each is.
+"""
 
 RECORD_SIZE = 24
 ROW_SIZE = 16
@@ -84,14 +89,71 @@ class AdafactorRow:
     flags: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AccumulateRow:
-    """The scalar of a gradient accumulation: ``param += grad_mul * grad``."""
-
-    grad_mul: float = 1.0
-
-
 @functools.cache
 def float_fields(row: type) -> int:
     """Return how many of a row's fields, the first ones, are float32 words; others are uint32."""
     return sum(field.type == "float" for field in dataclasses.fields(row))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """One update, and the ops that are a step of it.
+
+    Attributes:
+        name: the stem of its files, and the ``op`` of its buckets.
+        row: the dataclass of its scalars. ``grad_mul`` comes first, ``clip_value`` next if it has
+            one, and a field is a float32 word where it is annotated as a float, else a uint32.
+        updates: its ops in the order of a step, after clipping.
+        statistics: the op before clipping, which returns sums of squared gradients; None without.
+        kernels: the files of ``csrc`` that hold its kernels.
+        elementwise: whether an element's update reads that element of each tensor alone. Otherwise
+            a tensor is a batch of matrices, and its second moment is rows and columns of them.
+    """
+
+    name: str
+    row: type
+    updates: tuple[str, ...]
+    kernels: tuple[str, ...]
+    statistics: str | None = None
+    elementwise: bool = True
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """All ops of a step, in order."""
+        return self.updates if self.statistics is None else (self.statistics, *self.updates)
+
+    @property
+    def clamps(self) -> bool:
+        """Whether gradients are clamped to ``clip_value`` of the row."""
+        return any(field.name == "clip_value" for field in dataclasses.fields(self.row))
+
+
+_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("adamw", AdamWRow, ("adamw_",), ("adamw",)),
+        Family(
+            "adafactor",
+            AdafactorRow,
+            ("adafactor_finalise_", "adafactor_update_sums", "adafactor_apply_"),
+            tuple(f"adafactor_{stage}" for stage in _ADAFACTOR),
+            statistics="adafactor_statistics",
+            elementwise=False,
+        ),
+    )
+}
+"""Every update by its name. A name that is not here is a KeyError wherever it is used."""
+
+ROWS = {family.row: family for family in FAMILIES.values()}
+"""The families by their rows."""
+
+GRADIENT_SUMS = "grad_square_sums"
+"""The op of any bucket whose family has no statistics, where gradients are clipped."""
+
+OPS = (*(op for family in FAMILIES.values() for op in family.ops), GRADIENT_SUMS)
+"""The functions of a backend that has kernels for everything."""
+
+KERNELS = (*(name for family in FAMILIES.values() for name in family.kernels), "gradients")
+"""The files of ``csrc`` that are compiled for a GPU, without their suffix."""

@@ -40,13 +40,10 @@ def source_of(variant: str, warp_size: int = 32):
         sizes = adamw.sizes(getattr(torch, options[0]), amsgrad, draws, warp_size)
         constants |= {"AMSGRAD": amsgrad, **sizes}
         return adamw.adamw_kernel, constants, adamw.NUM_WARPS
-    if name in ("square_sums", "accumulate"):
+    if name == "square_sums":
         sizes = {"CHUNK": gradients.CHUNK_SIZE, "TAIL": gradients.TAIL_SIZE}
-        constants |= {**sizes, "BLOCK": gradients.BLOCK_SIZE}
-        constants.pop("MODE", None)
-        if name == "square_sums":
-            return gradients.square_sums_kernel, {**constants, "CLAMPS": True}, 4
-        return gradients.accumulate_kernel, constants, gradients.NUM_WARPS
+        sizes |= {"BLOCK": gradients.BLOCK_SIZE, "CLAMPS": True}
+        return gradients.square_sums_kernel, sizes, 4
     return {
         "statistics": (adafactor.statistics_kernel, constants | adafactor.BLOCK, warps),
         "totals": (adafactor.totals_kernel, {}, 4),

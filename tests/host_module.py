@@ -1,8 +1,8 @@
 """The CUDA kernels compiled as C++, and the `cuda` backend running on them on the CPU.
 
-`path` compiles csrc/ once per change of it, into build/host, and `backend` imports fused_optim.backends.cuda
-on top. Another process gets the same through FUSED_OPTIM_TEST_BACKEND=cuda and
-FUSED_OPTIM_TEST_HOST_MODULE=<path>.
+`path` compiles csrc/ once per change of it, into build/host, and `backend`
+imports fused_optim.backends.cuda on top. Another process gets the same through
+FUSED_OPTIM_TEST_BACKEND=cuda and FUSED_OPTIM_TEST_HOST_MODULE=<path>.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from types import ModuleType
 from unittest import mock
 
 import pytest
+from prepared import OnBuckets
+
+from fused_optim.ops import KERNELS
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -31,8 +34,6 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 FLAGS += ("-Wno-unknown-pragmas", "-include", str(CSRC / "host/keywords.h"), f"-I{CSRC}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-_ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
-KERNELS = ("adamw", "gradients", *(f"adafactor_{stage}" for stage in _ADAFACTOR))
 
 if sys.platform != "linux" or shutil.which(COMPILER) is None:
     pytest.skip("needs Linux and a C++ compiler", allow_module_level=True)
@@ -120,3 +121,9 @@ def backend() -> ModuleType:
     with mock.patch.dict(os.environ, variables), mock.patch.dict(sys.modules):
         spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def kernels() -> OnBuckets:
+    """The ops of `backend`, on buckets."""
+    return OnBuckets(backend())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import host_module
@@ -12,8 +13,9 @@ from parity import Bench
 from stored import bits
 
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import RECORD_FIELDS, AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, Shape, TensorEntry
+from fused_optim.ops import AdafactorRow, AdamWRow
+from fused_optim.plan.work import Work
 
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
 TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)
@@ -65,10 +67,12 @@ def test_tiles_of_four_chains() -> None:
     entry = TensorEntry(param, grad, exp_avg_sq=torch.zeros(2048))
     entry.max_exp_avg_sq = torch.zeros(2048)
     key = BucketKey("adafactor", torch.device("cpu"), torch.bfloat16, "nearest", False, False)
-    bucket = Bucket(key, [entry], [AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, flags=0)])
-    cuda, launch = host_module.backend(), Launch()
-    total = cuda.adafactor_statistics(bucket, launch)
-    cuda.adafactor_finalise_(bucket, launch)
+    bucket = Bucket(
+        key, entries=[entry], rows=[AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, flags=0)]
+    )
+    kernels, launch = host_module.kernels(), Launch()
+    total = kernels.adafactor_statistics(bucket, launch)
+    kernels.adafactor_finalise_(bucket, launch)
     squares = grad.double().square()
     for found, expected in (
         *((total[0], squares.sum()), (entry.exp_avg_sq, squares.mean(1))),
@@ -79,8 +83,8 @@ def test_tiles_of_four_chains() -> None:
 
 def test_empty_gradients_have_sums_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile is theirs, so no kernel writes them; and what memory held before is no sum."""
-    cuda = host_module.backend()
-    monkeypatch.setattr(cuda, "_new", lambda bucket, numel: torch.full((numel,), torch.nan))
+    cuda = host_module.kernels()
+    monkeypatch.setattr(cuda.backend, "_new", lambda tables, numel: torch.full((numel,), math.nan))
     key = BucketKey("adafactor", torch.device("cpu"), torch.float32, "none", False, False)
     bucket = Bucket(key, rows=[AdafactorRow()])
     for shape in ((0,), (3, 4), (0, 4)):
@@ -138,24 +142,20 @@ def test_found_inf_stops_a_visit(on_the_host: Any) -> None:
     (plan,) = optimizer._plans.values()
     settings = optimizer.settings(optimizer.param_groups[0])
     (key, _), row = next(iter(optimizer._plans)), optimizer._row(settings, 2, None)
-    bucket = Bucket(key, rows=[row], plan=plan)
+    plan.set_rows([row])
     for found_inf, changes in ((1.0, False), (0.0, True)):
         launch = Launch(found_inf=torch.tensor(found_inf), sums_wanted=False)
-        host_module.backend().adafactor_finalise_(bucket, launch)
+        Work(key, None, plan).run("adafactor_finalise_", launch)
         same = all(torch.equal(*pair) for pair in zip(before, state, strict=True))
         assert same != changes
 
 
 def test_shards_are_not_visited(on_the_host: Any) -> None:
     """Their sums are not complete before other processes have added theirs."""
-    cuda = host_module.backend()
-    records = torch.zeros(2, 24, dtype=torch.int64)
-    for field, value in (("numel", 12), ("rows", 3), ("cols", 4)):
-        records[:, RECORD_FIELDS.index(field)] = value
-        records[:, RECORD_FIELDS.index(f"global_{field}")] = value
-    assert not cuda._some_sharded(records)
-    records[1, RECORD_FIELDS.index("global_rows")] = 6
-    assert cuda._some_sharded(records)
+    needs = host_module.backend().needs("adafactor_finalise_", Launch()).maps
+    whole, shard = Shape(1, 3, 4), Shape(1, 3, 4, sharded=True)
+    assert (needs["visits"](whole), needs["lines"](whole)) == (1, 0)
+    assert needs["visits"](shard) == 0 and needs["lines"](shard) > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 4096), (1, 4096, 16), (1, 8, 8192), (1, 1, 65_536)])
@@ -214,36 +214,22 @@ def test_thread_order_changes_no_bit(on_the_host: Any, seed: int, norm: float | 
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("op", ["adamw", "adafactor", "accumulate"])
+@pytest.mark.parametrize("op", ["adamw", "adafactor"])
 def test_grad_square_sums(op: str) -> None:
     """Two launches; the row's second word is a clamp for AdamW alone."""
     key = BucketKey(op, torch.device("cpu"), torch.float32, "none", False, False)
-    row = AdamWRow(clip_value=0.5) if op == "adamw" else AccumulateRow(grad_mul=-1.0)
+    row = AdamWRow(clip_value=0.5) if op == "adamw" else AdafactorRow(grad_mul=-1.0)
     bucket = Bucket(key, rows=[row])
     for shape in ((0,), (5,), (3, 8192 + 24), (100_000,)):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             grad = torch.randn(shape).to(dtype)
             bucket.entries.append(TensorEntry(torch.zeros(shape), grad))
     scale = torch.tensor(0.25)
-    actual = host_module.backend().grad_square_sums(bucket, Launch(grad_scale=scale))
+    actual = host_module.kernels().grad_square_sums(bucket, Launch(grad_scale=scale))
     limit = 0.5 if op == "adamw" else torch.inf
     grads = [(entry.grad.double() * 4).clamp(-limit, limit) for entry in bucket.entries]
     expected = torch.stack([g.square().sum() for g in grads])
     torch.testing.assert_close(actual.double(), expected, rtol=4e-7, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_accumulate(dtype: torch.dtype) -> None:
-    key = BucketKey("accumulate", torch.device("cpu"), dtype, "nearest", False, False)
-    bucket, expected = Bucket(key, rows=[AccumulateRow(grad_mul=0.5)]), []
-    for shape in ((0,), (9,), (8192 + 24,)):
-        for grad_dtype in (torch.float32, torch.bfloat16, torch.float64):
-            entry = TensorEntry(torch.randn(shape).to(dtype), torch.randn(shape).to(grad_dtype))
-            expected.append((entry.param.float() + 0.5 * entry.grad.float()).to(dtype))
-            bucket.entries.append(entry)
-    host_module.backend().accumulate_(bucket, Launch())
-    for entry, value in zip(bucket.entries, expected, strict=True):
-        assert torch.equal(entry.param, value)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def step_and_check(bucket: Bucket, launch: Launch, clips: Sequence[float] | None
         for i, entry in enumerate(bucket.entries)
     ]
     grads = [entry.grad.clone() for entry in bucket.entries]
-    host_module.backend().adamw_(bucket, launch)
+    host_module.kernels().adamw_(bucket, launch)
     for i, (entry, values, grad) in enumerate(zip(bucket.entries, wanted, grads, strict=True)):
         assert_bits(
             entry.grad, numpy_of(grad), "gradient"
@@ -219,7 +219,7 @@ def test_found_inf_writes_nothing() -> None:
     bucket = bucket_of(torch.bfloat16, "kahan", True)
     bucket.entries.append(entry_of(bucket.key, (900,)))
     before = copied(bucket.entries[0])
-    host_module.backend().adamw_(bucket, Launch(found_inf=torch.ones(())))
+    host_module.kernels().adamw_(bucket, Launch(found_inf=torch.ones(())))
     for field in dataclasses.fields(before):
         value = getattr(before, field.name)
         if torch.is_tensor(value):
@@ -235,7 +235,7 @@ def test_an_update_of_zero_keeps_every_bit() -> None:
             getattr(entry, name).zero_()
         before = entry.param.clone()
         bucket.entries.append(entry)
-        host_module.backend().adamw_(bucket, Launch())
+        host_module.kernels().adamw_(bucket, Launch())
         assert_bits(entry.param, numpy_of(before), f"{dtype} {mode}")
 
 
@@ -261,7 +261,7 @@ def test_traffic_and_launches(variant) -> None:
             )
         )
     extension.take_counters()
-    host_module.backend().adamw_(bucket, Launch())
+    host_module.kernels().adamw_(bucket, Launch())
     counted = extension.take_counters()
     elements = sum(entry.param.numel() for entry in bucket.entries)
     assert counted["launches"] == 1
@@ -273,4 +273,4 @@ def test_error_names_the_op() -> None:
     bucket.key = bucket.key._replace(mode="split")
     bucket.entries.append(entry_of(bucket.key._replace(mode="none"), (8,)))
     with pytest.raises(ValueError, match="adamw_: no kernel for dtype 0 in mode 4"):
-        host_module.backend().adamw_(bucket, Launch())
+        host_module.kernels().adamw_(bucket, Launch())

@@ -5,15 +5,13 @@ Memory that nobody touches costs nothing: each test has a map of the last chunk 
 
 from __future__ import annotations
 
-from typing import Any
-
 import host_module
 import pytest
 import torch
 from triton_cases import ROWS, adamw_entry, adamw_reference, copied, key_of, tensors_of
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
-from fused_optim.ops import AccumulateRow, AdafactorRow
+from fused_optim.ops import AdafactorRow
 from fused_optim.plan import records as plan_records
 
 COUNT = 2**31 + 9
@@ -32,12 +30,7 @@ def far(values: torch.Tensor) -> torch.Tensor:
 def only(bucket: Bucket, **maps: list[tuple[int, int]]) -> Bucket:
     """Give a bucket's kernels these (tensor, part) pairs of chunks, tiles and so on, not all."""
     tensors = {name: torch.tensor(pairs).int().view(-1, 2) for name, pairs in maps.items()}
-
-    def index_map(key: tuple[str, Any], counts: Any) -> torch.Tensor:
-        kind, more = key  # ("chunks", size) or ("tiles", "adafactor lines of large tensors")
-        return tensors[kind if kind == "chunks" else more.split()[1]]
-
-    bucket.tables(Launch()).plan.index_map = index_map
+    host_module.kernels().plan(bucket)._map = lambda name, counts: tensors[name]
     return bucket
 
 
@@ -50,9 +43,10 @@ def last_tile(bucket: Bucket) -> Bucket:
     extension = host_module.backend()._C
     (entry,) = bucket.entries
     tile = extension.adafactor_tiles(*plan_records.matrix_shape(entry.param.shape)) - 1
-    bucket.tables(Launch(), extension.adafactor_scratch).scratch().zero_()
     lines = [(0, 0), (0, tile + 1)] if entry.param.dim() == 1 else [(0, 0)]
-    return only(bucket, tiles=[(0, tile)], lines=lines, visits=[])
+    only(bucket, tiles=[(0, tile)], lines=lines, visits=[])
+    host_module.kernels().tables(bucket, "adafactor_statistics").scratch.zero_()
+    return bucket
 
 
 def test_adamw() -> None:
@@ -62,10 +56,10 @@ def test_adamw() -> None:
     distant = copied(entry, **{name: far(t) for name, t in tensors_of(entry).items()})
     strided = copied(entry, grad=torch.empty(2 * COUNT, dtype=BFLOAT16)[:: COUNT // 4])
     strided.grad.copy_(entry.grad)
-    bucket = Bucket(key, [distant, strided], list(ROWS))
+    bucket = Bucket(key, entries=[distant, strided], rows=list(ROWS))
     wanted = adamw_reference(bucket, entry, Launch())
     only(bucket, chunks=[(0, (COUNT - 1) // CHUNK), (1, 0)])
-    host_module.backend().adamw_(bucket, Launch())
+    host_module.kernels().adamw_(bucket, Launch())
     for found in (distant.param[-9:], strided.param):
         assert (found.view(torch.int16).numpy().view("uint16") == wanted["param"]).all()
     for name in ("exp_avg", "exp_avg_sq"):
@@ -75,17 +69,9 @@ def test_adamw() -> None:
 def test_grad_square_sums() -> None:
     grad = torch.randn(9).bfloat16()
     entry = TensorEntry(far(torch.zeros(9).bfloat16()), far(grad))
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="accumulate"), [entry], [AccumulateRow()])
-    (total,) = host_module.backend().grad_square_sums(last_chunk(bucket), Launch())
+    bucket = Bucket(key_of(BFLOAT16, "nearest"), entries=[entry], rows=list(ROWS))
+    (total,) = host_module.kernels().grad_square_sums(last_chunk(bucket), Launch())
     torch.testing.assert_close(total, grad.float().square().sum(), rtol=1e-6, atol=0.0)
-
-
-def test_accumulate() -> None:
-    grad, buffer = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
-    entry = TensorEntry(far(buffer), far(grad))
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="accumulate"), [entry], [AccumulateRow()])
-    host_module.backend().accumulate_(last_chunk(bucket), Launch())
-    assert torch.equal(entry.param[-9:], (buffer.float() + grad.float()).bfloat16())
 
 
 def test_adafactors_vectors() -> None:
@@ -93,10 +79,10 @@ def test_adafactors_vectors() -> None:
     grad, param = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
     entry = TensorEntry(far(param), far(grad), exp_avg_sq=far(torch.zeros(9)))
     row = AdafactorRow(b2=0.0, omb2=1.0, rho=0.5, clip_threshold=float("inf"))
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), [entry], [row])
+    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), entries=[entry], rows=[row])
     last_tile(bucket)
     for stage in STAGES:
-        getattr(host_module.backend(), f"adafactor_{stage}")(bucket, Launch())
+        getattr(host_module.kernels(), f"adafactor_{stage}")(bucket, Launch())
     assert torch.equal(entry.exp_avg_sq[-9:], grad.float().square())
     moved = (param.float() - 0.5 * grad.float().sign()).bfloat16()
     torch.testing.assert_close(entry.param[-9:], moved, rtol=2**-7, atol=0.0)
@@ -110,6 +96,8 @@ def test_adafactors_matrices(shape: tuple[int, int]) -> None:
     grad[-1, -1] = 3.0
     entry = TensorEntry(grad, grad, exp_avg_sq=torch.zeros(shape[0]))
     entry.max_exp_avg_sq = torch.zeros(shape[1])
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), [entry], [AdafactorRow(flags=0)])
+    bucket = Bucket(
+        key_of(BFLOAT16, "nearest", op="adafactor"), entries=[entry], rows=[AdafactorRow(flags=0)]
+    )
     last_tile(bucket)
-    assert host_module.backend().adafactor_statistics(bucket, Launch()).item() == 9.0
+    assert host_module.kernels().adafactor_statistics(bucket, Launch()).item() == 9.0

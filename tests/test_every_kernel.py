@@ -25,27 +25,12 @@ STEPS = 2
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 
 
-class Sums:
-    """A `GradientAccumulator`, stepped as an optimizer is: parameters become sums of gradients."""
-
-    def __init__(self, params: list[torch.nn.Parameter], **_: Any):
-        self.params = params
-        self.accumulator = fused_optim.GradientAccumulator(params[0].dtype)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        self.accumulator([p.main_grad for p in self.params])
-        for p, total in zip(self.params, self.accumulator.gradients, strict=True):
-            p.copy_(total)
-
-
 Make = Callable[..., Any]
 OPTIMIZERS: dict[str, Make] = {
     "AdamW": lambda p, **o: fused_optim.AdamW(p, weight_decay=0.1, state_dtype=torch.bfloat16, **o),
     "torch AdamW amsgrad": lambda p, **o: torch_compat.AdamW(p, amsgrad=True, **o),
     "Adafactor": lambda p, **o: fused_optim.Adafactor(p, beta1=0.9, max_grad_norm=1.0, **o),
     "torch Adafactor": lambda p, **o: torch_compat.Adafactor(p, **o),
-    "sums": Sums,
     "AdamW clipped": lambda p, **o: fused_optim.AdamW(p, max_grad_norm=1.0, **o),
     "AdamW capturable": lambda p, **o: fused_optim.AdamW(p, capturable=True, **o),
 }
@@ -63,8 +48,6 @@ def cases() -> Iterator[Any]:
     """
     kinds = [(dtype, mode) for dtype, modes in MODES.items() for mode in modes]
     for layout, (dtype, mode), name in itertools.product(LAYOUTS, kinds, OPTIMIZERS):
-        if name == "sums" and mode != MODES[dtype][0]:  # they know no modes
-            continue
         case = (name, str(dtype).removeprefix("torch."), mode, layout)
         group = pytest.mark.xdist_group(f"{dtype} {mode}")
         yield pytest.param(name, dtype, mode, layout, id=", ".join(case), marks=group)
@@ -142,18 +125,9 @@ def test_eager_is_held_to_itself_and_a_wrong_element_is_seen(
         check(*case)
 
 
-def test_sums_are_sums() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        found = trained("sums", dtype, "auto", "strided", ("eager", "cpu"))
-        for p, q in zip(found, parameters(dtype, "strided", "cpu"), strict=True):
-            expected = q.main_grad.float().to(dtype) * STEPS
-            torch.testing.assert_close(p, expected, rtol=2**-7, atol=0)
-
-
 def test_every_optimizer_mode_and_layout_is_stepped() -> None:
     found = {case.values for case in cases()}
-    alike = len(OPTIMIZERS) - 1  # without the sums, which know no modes
-    assert len(found) == len(list(cases())) == (alike * (1 + 5 + 4) + 3) * 2
+    assert len(found) == len(list(cases())) == len(OPTIMIZERS) * (1 + 5 + 4) * 2
     for layout in LAYOUTS:
         grads = [p.main_grad for p in parameters(torch.bfloat16, layout, "cpu")]
         assert {g.dtype for g in grads} == set(precision.SUPPORTED_DTYPES)

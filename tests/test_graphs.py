@@ -11,6 +11,7 @@ import torch
 import fused_optim
 from fused_optim import torch_compat
 from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Launch, Needs, Tables
 from fused_optim.plan import upload as plan_upload
 
 OPS = ("adamw_", "grad_square_sums", "adafactor_statistics", "adafactor_finalise_")
@@ -24,13 +25,12 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Set ``on`` to pretend a capture; ``tables`` lists what the kernels would be given."""
     state = SimpleNamespace(on=False, tables=[])
 
-    def run(bucket: Any, launch: Any) -> torch.Tensor:
-        tables = bucket.tables(launch, lambda batch, rows, cols: 40)
-        tables.chunks(1024)
+    def run(tables: Tables, launch: Launch) -> torch.Tensor:
         state.tables.append((tables, tables.records.clone(), tables.rows.clone()))
         return torch.ones(len(tables.records))
 
-    backend = SimpleNamespace(**dict.fromkeys(OPS, run))
+    needs = Needs({"chunks": lambda shape: -(-shape.numel // 1024)}, lambda shape: 40)
+    backend = SimpleNamespace(needs=lambda op, launch: needs, **dict.fromkeys(OPS, run))
     monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
     real = dispatch.load
     monkeypatch.setattr(dispatch, "load", lambda name: backend if name == "triton" else real(name))

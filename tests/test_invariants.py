@@ -1,7 +1,7 @@
 """What a step takes for granted, violated between steps: seen in time, and nothing is lost.
 
-A step that finds all as it was takes its tables from the step before (`fused_optim.plan.steady`), so
-most of these happen after two steps as well as after none.
+A step that finds all as it was takes its tables from the step before, so most of these happen after
+two steps as well as after none.
 """
 
 from __future__ import annotations

@@ -5,21 +5,51 @@ from __future__ import annotations
 import math
 import struct
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from triton_cases import ROW, adamw_entry, key_of
 
-from fused_optim.backends.interface import Bucket, Launch, TensorEntry
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import (
+    Bucket,
+    Counts,
+    Launch,
+    Needs,
+    Shape,
+    Tables,
+    TensorEntry,
+)
 from fused_optim.ops import RECORD_FIELDS, AdafactorRow, AdamWRow
 from fused_optim.plan import layout as plan_layout
 from fused_optim.plan import records as plan_records
 from fused_optim.plan import upload as plan_upload
+from fused_optim.plan.tables import Plan
 
 
 def fields(bucket: Bucket) -> list[dict[str, int]]:
-    rows = bucket.tables(Launch()).records.tolist()
+    rows = packed(bucket).records.tolist()
     return [dict(zip(RECORD_FIELDS, row, strict=False)) for row in rows]
+
+
+def packed(bucket: Bucket) -> Plan:
+    plan = Plan(bucket.key, "under test")
+    plan.pack(bucket)
+    return plan
+
+
+def tables_of(
+    plan: Plan, launch: Launch | None = None, scratch: Counts | None = None, **maps: Counts
+) -> Tables:
+    """What an op would be given whose backend needs these maps and this scratch memory."""
+    backend = SimpleNamespace(needs=lambda op, launch: Needs(maps, scratch))
+    with mock.patch.object(dispatch, "load", lambda name: backend):
+        return plan.tables("an op", launch or Launch())
+
+
+def in_parts_of(size: int) -> Counts:
+    return lambda shape: -(-shape.numel // size)
 
 
 # --- packing -------------------------------------------------------------------------------------
@@ -28,7 +58,7 @@ def fields(bucket: Bucket) -> list[dict[str, int]]:
 def test_records() -> None:
     key = key_of(torch.bfloat16, "split")
     entry = adamw_entry(key, (3, 5), grad=torch.float64, state=torch.float16, number=7)
-    (record,) = fields(Bucket(key, [entry], [ROW]))
+    (record,) = fields(Bucket(key, entries=[entry], rows=[ROW]))
     for name in ("param", "grad", "exp_avg", "exp_avg_sq", "extra"):
         assert record[name] == getattr(entry, name).data_ptr()
     assert record["max_exp_avg_sq"] == record["rms"] == record["layout"] == 0
@@ -42,7 +72,7 @@ def test_adafactor_shapes() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
     shapes = [(), (5,), (3, 4), (2, 3, 4, 5), (0, 4)]
     entries = [TensorEntry(torch.ones(s), torch.ones(s), exp_avg_sq=torch.ones(1)) for s in shapes]
-    found = fields(Bucket(key, entries, [AdafactorRow()]))
+    found = fields(Bucket(key, entries=entries, rows=[AdafactorRow()]))
     assert [(r["batch"], r["rows"], r["cols"]) for r in found] == [
         (1, 1, 1),
         (1, 1, 5),
@@ -59,7 +89,7 @@ def test_only_aligned_addresses_are_called_so(beyond: int) -> None:
         entry = adamw_entry(key, (8,))
         setattr(entry, name, torch.ones(11)[beyond // 4 :][:8])
         assert getattr(entry, name).data_ptr() % 16 == beyond
-        (record,) = fields(Bucket(key, [entry], [ROW]))
+        (record,) = fields(Bucket(key, entries=[entry], rows=[ROW]))
         assert (record["flags"], record["layout"]) == (0, 0)
 
 
@@ -81,56 +111,78 @@ def test_what_rounds_to_infinity_is_packed_so(value: float, packed: float) -> No
     assert struct.unpack_from("=11f", words)[7] == packed
 
 
-def test_chunks() -> None:
-    key = key_of(torch.float32, "none")
+def test_maps() -> None:
+    key, thousand, two = key_of(torch.float32, "none"), in_parts_of(1024), in_parts_of(2048)
     entries = [adamw_entry(key, (n,)) for n in (0, 1, 1024, 1025, 0)]
-    tables = Bucket(key, entries, [ROW]).tables(Launch())
-    assert tables.chunks(1024).tolist() == [[1, 0], [2, 0], [3, 0], [3, 1]]
-    assert tables.chunks(1024) is tables.chunks(1024)
-    assert tables.chunks(2048).tolist() == [[1, 0], [2, 0], [3, 0]]
-    empty = Bucket(key, [entries[0]], [ROW]).tables(Launch())
-    assert empty.chunks(1024).shape == (0, 2)
+    plan = packed(Bucket(key, entries=entries, rows=[ROW]))
+    maps = tables_of(plan, small=thousand, large=two).maps
+    assert maps["small"].tolist() == [[1, 0], [2, 0], [3, 0], [3, 1]]
+    assert maps["large"].tolist() == [[1, 0], [2, 0], [3, 0]]
+    assert tables_of(plan, small=thousand).maps["small"] is maps["small"]
+    empty = packed(Bucket(key, entries=entries[:1], rows=[ROW]))
+    assert tables_of(empty, chunks=thousand).maps["chunks"].shape == (0, 2)
+    assert (tables_of(plan).some_empty, tables_of(empty).some_empty) == (True, True)
+    assert not tables_of(packed(Bucket(key, entries=entries[1:2], rows=[ROW]))).some_empty
+
+
+def test_counts_are_told_of_shards() -> None:
+    key = key_of(torch.float32, "none", op="adafactor")
+    tensors = [torch.ones(s) for s in ((2, 3), (4,))]
+    entries = [TensorEntry(t, t, exp_avg_sq=torch.ones(1)) for t in tensors]
+    plan = packed(Bucket(key, entries=entries, rows=[AdafactorRow()]))
+    for sharded in (False, True):
+        plan.host[1, RECORD_FIELDS.index("global_numel")] += sharded
+        shapes: list[Shape] = []
+        tables_of(plan, tiles=lambda shape, into=shapes: into.append(shape) or 1)
+        assert shapes == [Shape(1, 2, 3, sharded), Shape(1, 1, 4, sharded)]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+def test_tables_say_whether_anything_is_rounded_at_random(mode: str, state: torch.dtype) -> None:
+    key = key_of(torch.bfloat16, mode)
+    plan = packed(Bucket(key, entries=[adamw_entry(key, (3,), state=state)], rows=[ROW]))
+    assert tables_of(plan).draws == (mode == "stochastic" or state is torch.bfloat16)
 
 
 def test_scratch_is_laid_out_once() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
     tensors = [torch.ones(s) for s in ((4, 3), (0,), (7,))]
     entries = [TensorEntry(t, t, exp_avg_sq=torch.ones(1)) for t in tensors]
-    bucket = Bucket(key, entries, [AdafactorRow()])
+    plan = packed(Bucket(key, entries=entries, rows=[AdafactorRow()]))
 
-    def size(batch: int, rows: int, cols: int) -> int:
-        return rows * 40
+    def size(shape: Shape) -> int:
+        return shape.rows * 40
 
-    tables = bucket.tables(Launch(), size)
+    tables = tables_of(plan, scratch=size)
     scratch = RECORD_FIELDS.index("scratch")
     assert tables.records[:, scratch].tolist() == [0, 160, 160]
-    assert tables.scratch_numel == 160 + 64 and tables.scratch().numel() == 224
-    assert bucket.tables(Launch(), size).scratch() is tables.scratch()
+    assert plan.scratch_numel == 160 + 64 and tables.scratch.numel() == 224
+    assert tables_of(plan, scratch=size).scratch is tables.scratch
 
 
 def test_scratch_stays_laid_out_when_tables_are_packed_anew() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
 
-    def size(batch: int, rows: int, cols: int) -> int:
-        return rows * 40
+    def size(shape: Shape) -> int:
+        return shape.rows * 40
 
-    plan = None
+    plan = Plan(key, "under test")
     for shapes, expected in ((((4, 3), (7,)), [0, 160]), (((2, 3), (7,)), [0, 96])):
         tensors = [torch.ones(shape) for shape in shapes]
         entries = [TensorEntry(t, t, exp_avg_sq=torch.ones(1)) for t in tensors]
-        bucket = Bucket(key, entries, [AdafactorRow()], kept_plan=plan)
-        tables = bucket.tables(Launch(), size)
-        plan = tables.plan
+        plan.pack(Bucket(key, entries=entries, rows=[AdafactorRow()]))
+        tables = tables_of(plan, scratch=size)
         assert tables.records[:, RECORD_FIELDS.index("scratch")].tolist() == expected
 
 
 def test_constants_stand_for_what_is_absent() -> None:
-    bucket = Bucket(key_of(torch.float32, "none"), [], [ROW])
-    tables = bucket.tables(Launch(seed=(0xFFFFFFFF << 32) | 7))
+    plan = packed(Bucket(key_of(torch.float32, "none"), rows=[ROW]))
+    tables = tables_of(plan, Launch(seed=(0xFFFFFFFF << 32) | 7))
     assert (tables.grad_scale.item(), tables.found_inf.item(), tables.clip.item()) == (1, 0, 1)
     assert (tables.clip_stride, tables.seed_low, tables.seed_high) == (0, 7, -1)
     clip = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    tables = bucket.tables(Launch(clip=clip, clip_per_tensor=True))
+    tables = tables_of(plan, Launch(clip=clip, clip_per_tensor=True))
     assert tables.clip.dtype is torch.float32 and tables.clip_stride == 1
 
 
@@ -164,7 +216,7 @@ def test_nine_dimensions_that_do_not_merge_need_eager() -> None:
     entry.grad = entry.grad.permute(*range(8, -1, -1))
     assert not plan_records.fits(entry, key)
     with pytest.raises(ValueError, match="dimensions"):
-        Bucket(key, [entry], [ROW]).tables(Launch())
+        packed(Bucket(key, entries=[entry], rows=[ROW]))
 
 
 def test_nine_dimensions_walk_memory_only_where_no_element_has_a_number() -> None:
@@ -184,7 +236,7 @@ def test_adafactors_matrices_are_read_by_logical_index() -> None:
         for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
             setattr(entry, name, getattr(entry, name).t().contiguous().t())
         rows = [ROW] if op == "adamw" else [AdafactorRow()]
-        (record,) = fields(Bucket(key_of(torch.float32, "none", op=op), [entry], rows))
+        (record,) = fields(Bucket(key_of(torch.float32, "none", op=op), entries=[entry], rows=rows))
         assert (record["layout"] == 0) == walks
 
 
@@ -223,11 +275,11 @@ def test_tables_are_told_of_the_stream_that_reads_them(monkeypatch: pytest.Monke
         plan_upload, "record_stream", lambda t, stream: told.append((t.data_ptr(), stream))
     )
     key = key_of(torch.float32, "none")
-    bucket = Bucket(key, [adamw_entry(key, (5,))], [ROW])
-    tables = bucket.tables(Launch())
-    bucket.key = key._replace(device=cuda)
-    bucket.tables(Launch())
+    plan = packed(Bucket(key, entries=[adamw_entry(key, (5,))], rows=[ROW]))
+    tables_of(plan)
+    plan.key = key._replace(device=cuda)
+    tables_of(plan)
     assert not told  # of one stream alone the allocator knows
     streams[1] = SimpleNamespace(cuda_stream=256)
-    bucket.tables(Launch())
+    tables = tables_of(plan)
     assert (tables.records.data_ptr(), streams[1]) in told

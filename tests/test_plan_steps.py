@@ -14,7 +14,7 @@ import torch
 
 import fused_optim
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, Launch
+from fused_optim.backends.interface import Launch, Needs, Tables
 from fused_optim.plan import collect, steady
 from fused_optim.plan import layout as plan_layout
 from fused_optim.plan import upload as plan_upload
@@ -30,15 +30,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list:
     calls: list = []
 
     def op(name: str):
-        def run(bucket: Bucket, launch: Launch) -> torch.Tensor:
-            tables = bucket.tables(launch)
-            tables.chunks(1024)
-            calls.append((name, bucket.key, tables))
+        def run(tables: Tables, launch: Launch) -> torch.Tensor:
+            calls.append((name, tables.key, tables))
             return torch.ones(len(tables.records))
 
         return run
 
-    backend = SimpleNamespace(**{name: op(name) for name in OPS})
+    needs = Needs({"chunks": lambda shape: -(-shape.numel // 1024)})
+    backend = SimpleNamespace(needs=lambda op, launch: needs, **{name: op(name) for name in OPS})
     monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
     real = dispatch.load
     monkeypatch.setattr(dispatch, "load", lambda name: backend if name == "triton" else real(name))
@@ -146,7 +145,7 @@ def test_maps_follow_shapes(seen: list) -> None:
     for index in (0, 1):
         params[index].grad = None
         optimizer.step()
-        assert seen[-1][2].chunks(1024).tolist() == [[[0, 0]], [[0, 0], [0, 1]]][index]
+        assert seen[-1][2].maps["chunks"].tolist() == [[[0, 0]], [[0, 0], [0, 1]]][index]
         params[index].grad = torch.ones_like(params[index])
 
 
@@ -376,10 +375,10 @@ def test_a_broken_compiler_cache_ends_on_eager_with_one_warning(
 ) -> None:
     real = dispatch.load
 
-    def fail(bucket: Bucket, launch: Launch) -> None:
+    def fail(tables: Tables, launch: Launch) -> None:
         raise PermissionError(13, "no cache for you")
 
-    broken = SimpleNamespace(adamw_=fail)
+    broken = SimpleNamespace(adamw_=fail, needs=lambda op, launch: Needs())
     monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
     monkeypatch.setattr(dispatch, "load", lambda name: broken if name == "triton" else real(name))
     monkeypatch.setattr(dispatch, "_given_up", {})
@@ -406,10 +405,11 @@ def test_tables_outlive_the_kernels_of_every_stream(
     streams = [SimpleNamespace(cuda_stream=address) for address in (64, 128)]
     params = params_of((3,), (4, 4))
     params[1].grad = torch.ones(4, 8)[:, ::2]
-    fused_optim.AdamW(params).step()
-    tables, plan = seen[-1][2], seen[-1][2].plan
-    used = {t.data_ptr() for t in (tables.records, tables.rows, tables.chunks(8192))}
-    used |= {tables.scratch(32).data_ptr(), int(tables.records[1, 7])}  # and of the layout block
+    optimizer = fused_optim.AdamW(params)
+    optimizer.step()
+    tables, (plan,) = seen[-1][2], optimizer._plans.values()
+    used = {t.data_ptr() for t in (tables.records, tables.rows, tables.maps["chunks"])}
+    used |= {tables.scratch.data_ptr(), int(tables.records[1, 7])}  # and of the layout block
     plan.used_on(streams[0])
     plan.used_on(streams[0])
     assert not told

@@ -63,7 +63,9 @@ def test_lines_of_a_table() -> None:
 def test_a_fault_is_killed_or_survives(tmp_path: Path) -> None:
     """End to end on two faults, of which one breaks nothing."""
     table = tmp_path / "table.txt"
-    killed = [fault for fault in FAULTS if fault.file == "fused_optim/optimizers/state_dicts/loading.py"][0]
+    killed = [
+        fault for fault in FAULTS if fault.file == "fused_optim/optimizers/state_dicts/loading.py"
+    ][0]
     harmless = "- def advance(\n+ def advance (\n"
     table.write_text(
         f"fault: {killed.title}\nfile: {killed.file}\ntests: {' '.join(killed.tests)}\n"

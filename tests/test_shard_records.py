@@ -11,9 +11,10 @@ import pytest
 import torch
 from cases import BACKENDS, device_of, interpreted
 
-from fused_optim.backends import dispatch
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.ops import RECORD_FIELDS, AdafactorRow, AdamWRow
+from fused_optim.plan.tables import Plan
+from fused_optim.plan.work import Work
 from fused_optim.precision import rounding
 
 kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
@@ -37,18 +38,18 @@ def bucket_of(op: str, backend: str, shape: tuple[int, ...], row) -> tuple[Bucke
     key = BucketKey(op, device, BFLOAT16, "stochastic", False, False)
     param, exp_avg = (torch.randn(shape, device=device).to(BFLOAT16) for _ in range(2))
     entry = TensorEntry(param, torch.zeros_like(param), number=NUMBER, exp_avg=exp_avg)
-    return Bucket(key, [entry], [row]), entry
+    return Bucket(key, [entry], [row], backend), entry
 
 
 def run(backend: str, ops: tuple[str, ...], bucket: Bucket, **fields: int) -> None:
     """Run ops on records of which some fields are others."""
-    launch = Launch(seed=SEED)
-    plan = bucket.tables(launch).plan
+    plan, launch = Plan(bucket.key, backend), Launch(seed=SEED)
+    plan.pack(bucket)
     for name, value in fields.items():
         for records in (plan.host, plan.records):
             records[:, RECORD_FIELDS.index(name)] = value
     for op in ops:
-        getattr(dispatch.load(backend), op)(bucket, launch)
+        Work(bucket.key, bucket, plan).run(op, launch)
 
 
 @firsts
@@ -103,7 +104,7 @@ def test_means_are_of_the_whole(
     options = {"b2": 0.0, "omb2": 1.0, "eps_grad": 0.0, "rho": 0.1, "flags": 1}
     row = AdafactorRow(clip_threshold=clip_threshold, **options)
     sizes = {"global_numel": numel, "global_rows": rows, "global_cols": cols}
-    run(backend, STAGES, Bucket(key, [entry], [row]), **sizes)
+    run(backend, STAGES, Bucket(key, entries=[entry], rows=[row]), **sizes)
 
     p, g = param.double(), grad.double()
     row_means, col_means = g.square().sum(-1) / cols, g.square().sum(-2) / rows

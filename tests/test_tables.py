@@ -1,62 +1,92 @@
-"""The packed tables mean the same in Python and in C++: fused_optim/ops.py and csrc/tables.h."""
+"""The registry of ops, and what C++ and Triton know of its tables."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import importlib
 from pathlib import Path
 
+import bench_package  # noqa: F401
 import pytest
+import torch
 
 from fused_optim import ops, precision
-from fused_optim.plan import layout as plan_layout
+from fused_optim.backends.interface import Bucket, BucketKey
+from fused_optim.plan import records
+from tools import tables_header
 
-SOURCE = (Path(__file__).resolve().parents[1] / "csrc/tables.h").read_text()
-ROWS = {"AdamWRow": ops.AdamWRow, "AdafactorRow": ops.AdafactorRow}
-
-
-def members(struct: str) -> list[tuple[str, str]]:
-    """(type, name) of each member of a C++ struct, the reserved ones left out."""
-    body = re.search(rf"struct {struct} {{(.*?)^}};", SOURCE, re.DOTALL | re.MULTILINE)[1]
-    found = re.findall(r"^\s*(\w+) (\w+(?:\[\w+\])*);", body, re.MULTILINE)
-    return [(kind, name) for kind, name in found if not name.startswith("reserved")]
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
-def enumerators(enum: str) -> dict[str, int]:
-    body = re.search(rf"enum {enum} : \w+ {{(.*?)}};", SOURCE, re.DOTALL)[1]
-    return {name: int(value) for name, value in re.findall(r"(\w+) = (\d+)", body)}
-
-
-def test_record_fields() -> None:
-    found = members("TensorRecord")
-    assert [name for _, name in found] == list(ops.RECORD_FIELDS)
-    assert {kind for kind, _ in found} == {"int64_t"}
-    assert len(found) <= ops.RECORD_SIZE
-    assert f"sizeof(TensorRecord) == {ops.RECORD_SIZE} * sizeof(int64_t)" in SOURCE
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row_fields(name: str) -> None:
-    found = members(name)
-    assert [member for _, member in found] == [f.name for f in dataclasses.fields(ROWS[name])]
-    words = {"step", "flags"}
-    assert all(kind == ("uint32_t" if name in words else "float") for kind, name in found)
-    assert f"sizeof({name}) == {ops.ROW_SIZE} * sizeof(float)" in SOURCE
+def test_the_header_is_what_the_registry_says() -> None:
+    """Spaces apart, which clang-format moves."""
+    assert tables_header.HEADER.read_text().split() == tables_header.text().split()
 
 
 def test_tags_and_flags() -> None:
     tags = {f"k{str(d).split('.')[1].title()}": tag for d, tag in precision.DTYPE_TAGS.items()}
     tags["kBFloat16"] = tags.pop("kBfloat16")
-    assert enumerators("DtypeTag") == tags
-    assert enumerators("AdafactorRowFlags") == {
-        "kScaleParameter": ops.SCALE_PARAMETER,
-        "kHoldIfZero": ops.HOLD_IF_ZERO,
-        "kClipIgnoresNan": ops.CLIP_IGNORES_NAN,
-    }
+    members = ", ".join(
+        f"{name} = {tag}" for name, tag in sorted(tags.items(), key=lambda item: item[1])
+    )
+    assert f"enum DtypeTag : int64_t {{ {members} }};" in tables_header.text()
+    flags = "kScaleParameter = 1, kHoldIfZero = 2, kClipIgnoresNan = 4"
+    assert f"enum AdafactorRowFlags : uint32_t {{ {flags} }};" in tables_header.text()
 
 
-def test_layout_block() -> None:
-    dims = int(re.search(r"kMaxLayoutDims = (\d+)", SOURCE)[1])
-    assert dims == plan_layout.MAX_DIMS
-    assert "strides[7][kMaxLayoutDims]" in SOURCE
-    assert f"sizeof(Layout) == {1 + dims + 7 * dims} * sizeof(int64_t)" in SOURCE
+def test_every_kernel_file_is_registered() -> None:
+    assert {path.stem for path in CSRC.glob("*.cu")} == set(ops.KERNELS)
+    assert len(set(ops.KERNELS)) == len(ops.KERNELS)
+
+
+@pytest.mark.parametrize(
+    "module", ["fused_optim.backends.eager", "fused_optim.triton_kernels", "cuda"]
+)
+def test_backends_have_the_registered_ops(module: str) -> None:
+    if module == "cuda":
+        host_module = pytest.importorskip("host_module")
+        found = host_module.backend()
+    else:
+        if "triton" in module:
+            pytest.importorskip("triton")
+        found = importlib.import_module(module)
+    assert set(found.__all__) - {"needs"} >= set(ops.OPS)
+    for op in ops.OPS:
+        assert callable(getattr(found, op))
+
+
+@pytest.mark.parametrize("family", ops.FAMILIES.values(), ids=lambda family: family.name)
+def test_rows(family: ops.Family) -> None:
+    fields = [field.name for field in dataclasses.fields(family.row)]
+    assert len(fields) <= ops.ROW_SIZE and fields[0] == "grad_mul"
+    assert "clip_value" not in fields[2:]
+    assert {field.type for field in dataclasses.fields(family.row)} <= {"float", "int"}
+    assert len(records.pack_rows([family.row()])) == 4 * ops.ROW_SIZE
+    assert family.ops == tuple(op for op in ops.OPS if op in family.ops)
+
+
+@dataclasses.dataclass
+class Unknown:
+    grad_mul: float = 1.0
+
+
+def test_unknown_updates_are_key_errors() -> None:
+    """Packed as something else they would be read as something else."""
+    with pytest.raises(KeyError, match="Unknown"):
+        records.pack_rows([Unknown()])
+    bucket = Bucket(BucketKey("unknown", torch.device("cpu"), torch.float32, "none", False, False))
+    with pytest.raises(KeyError, match="unknown"):
+        records.pack(bucket)
+
+
+@pytest.mark.parametrize("name", ops.FAMILIES)
+def test_triton_finds_fields_where_they_are_packed(name: str) -> None:
+    pytest.importorskip("triton")
+    places = {"adamw": "adamw", "adafactor": "adafactor_blocks"}
+    module = importlib.import_module(f"fused_optim.triton_kernels.{places[name]}")
+    called = {"flags": "row_flags"}
+    for index, field in enumerate(dataclasses.fields(ops.FAMILIES[name].row)):
+        assert getattr(module, called.get(field.name, field.name).upper()).value == index
+    storage = importlib.import_module("fused_optim.triton_kernels.storage")
+    for index, field in enumerate(ops.RECORD_FIELDS):
+        assert getattr(storage, field.upper()).value == index

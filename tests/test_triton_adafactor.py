@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import ADAFACTOR, TensorCase
 from parity import Bench
+from prepared import OnBuckets
 from triton_cases import (
     DTYPES,
     adamw_entry,
@@ -22,13 +23,15 @@ from triton_cases import (
 
 from fused_optim.backends import dispatch, eager
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.ops import AdafactorRow, AdamWRow
 
 pytest.importorskip("triton")
 
 from fused_optim.triton_kernels import adafactor, adafactor_geometry, launching  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
+
+kernels = OnBuckets(triton_kernels)
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="hands CPU tensors to kernels, which is the interpreter's"
@@ -112,8 +115,8 @@ def test_equals_eager_in_every_storage(dtype, mode, grad) -> None:
     ]
     twins = [copied(entry) for entry in entries]
     launch = Launch(clip=torch.tensor(0.7), grad_scale=torch.tensor(4.0), seed=9)
-    sums = run(triton_kernels, Bucket(key, entries, [ROW]), launch)
-    expected = run(eager, Bucket(key, twins, [ROW]), launch)
+    sums = run(kernels, Bucket(key, entries=entries, rows=[ROW]), launch)
+    expected = run(eager, Bucket(key, entries=twins, rows=[ROW]), launch)
     torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0.0)
     for entry, twin in zip(entries, twins, strict=True):
         assert_near(entry, twin, str(tuple(entry.param.shape)))
@@ -132,7 +135,7 @@ def test_layouts_change_little(shape: tuple[int, ...]) -> None:
         others.append(entry)
     unaligned = copied(plain)
     unaligned.grad = torch.cat([torch.ones(1), plain.grad.flatten()])[1:].view(shape)
-    run(triton_kernels, Bucket(key, [plain, *others, unaligned], [ROW]), Launch())
+    run(kernels, Bucket(key, entries=[plain, *others, unaligned], rows=[ROW]), Launch())
     for entry in (*others, unaligned):
         assert_near(entry, plain, "layout")
 
@@ -146,8 +149,8 @@ def test_torch_semantics() -> None:
     entries[0].grad[0, 0] = float("nan")
     entries[1].grad.zero_()
     twins = [copied(entry) for entry in entries]
-    run(triton_kernels, Bucket(key, entries, [row]), Launch())
-    run(eager, Bucket(key, twins, [row]), Launch())
+    run(kernels, Bucket(key, entries=entries, rows=[row]), Launch())
+    run(eager, Bucket(key, entries=twins, rows=[row]), Launch())
     for entry, twin in zip(entries, twins, strict=True):
         torch.testing.assert_close(entry.param, twin.param, rtol=1e-5, atol=1e-6, equal_nan=True)
 
@@ -160,7 +163,7 @@ def test_zero_gradients_hold_still() -> None:
             entry.grad.zero_()
         before = [entry.param.clone() for entry in entries]
         row = AdafactorRow(b2=0.9, omb2=0.1, decay_alpha=0.5, flags=flags)
-        run(triton_kernels, Bucket(key, entries, [row]), Launch())
+        run(kernels, Bucket(key, entries=entries, rows=[row]), Launch())
         changed = [not torch.equal(e.param, p) for e, p in zip(entries, before, strict=True)]
         assert changed == [moves] * 3
 
@@ -170,7 +173,7 @@ def test_found_inf_leaves_everything_untouched() -> None:
     entries = [entry_of(key, shape, momentum=True) for shape in ((4, 9), (5,), (2, 2, 2))]
     before = [tensors_of(copied(entry)) for entry in entries]
     launch = Launch(found_inf=torch.tensor(2.0), seed=1)
-    run(triton_kernels, Bucket(key, entries, [ROW]), launch)
+    run(kernels, Bucket(key, entries=entries, rows=[ROW]), launch)
     for entry, tensors in zip(entries, before, strict=True):
         assert_unchanged(entry, tensors)
 
@@ -179,8 +182,8 @@ def test_the_same_bits_every_time() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
     entry = entry_of(key, (20, 520))
     twin = copied(entry)
-    run(triton_kernels, Bucket(key, [entry], [ROW]), Launch())
-    run(triton_kernels, Bucket(key, [entry_of(key, (7,)), twin], [ROW]), Launch())
+    run(kernels, Bucket(key, entries=[entry], rows=[ROW]), Launch())
+    run(kernels, Bucket(key, entries=[entry_of(key, (7,)), twin], rows=[ROW]), Launch())
     assert torch.equal(entry.param, twin.param)
 
 
@@ -189,12 +192,12 @@ def test_launches_do_not_depend_on_the_number_of_tensors() -> None:
     for count in (1, 4):
         entries = [entry_of(key, (2, 3 + i)) for i in range(count)]
         before = launching.launches
-        run(triton_kernels, Bucket(key, entries, [ROW]), Launch())
+        run(kernels, Bucket(key, entries=entries, rows=[ROW]), Launch())
         assert launching.launches - before == 5
         entries = [adamw_entry(key_of(torch.float32, "none"), (3,)) for _ in range(count)]
         before = launching.launches
-        triton_kernels.adamw_(
-            Bucket(key_of(torch.float32, "none"), entries, [AdamWRow()]), Launch()
+        kernels.adamw_(
+            Bucket(key_of(torch.float32, "none"), entries=entries, rows=[AdamWRow()]), Launch()
         )
         assert launching.launches - before == 1
 
@@ -218,10 +221,10 @@ def test_tiles_cover_every_element_once() -> None:
         if entry.max_exp_avg_sq is not None:
             entry.max_exp_avg_sq.zero_()
         row = AdafactorRow(b2=0.0, omb2=1.0, eps_grad=0.0, flags=0)
-        bucket = Bucket(key, [entry], [row])
-        sums = triton_kernels.adafactor_statistics(bucket, Launch())
+        bucket = Bucket(key, entries=[entry], rows=[row])
+        sums = kernels.adafactor_statistics(bucket, Launch())
         assert sums.tolist() == [np.prod(shape)], shape
-        triton_kernels.adafactor_finalise_(bucket, Launch())
+        kernels.adafactor_finalise_(bucket, Launch())
         assert (entry.exp_avg_sq == 1).all(), shape
         assert entry.max_exp_avg_sq is None or (entry.max_exp_avg_sq == 1).all(), shape
 
@@ -248,22 +251,7 @@ def test_square_sums(grad: torch.dtype) -> None:
         grad_scale=torch.tensor(2.0), found_inf=torch.tensor(1.0), clip=torch.tensor(9.0)
     )
     before = launching.launches
-    sums = triton_kernels.grad_square_sums(Bucket(key, entries, rows), launch)
+    sums = kernels.grad_square_sums(Bucket(key, entries=entries, rows=rows), launch)
     assert launching.launches - before <= 2
-    expected = eager.grad_square_sums(Bucket(key, entries, rows), launch)
+    expected = eager.grad_square_sums(Bucket(key, entries=entries, rows=rows), launch)
     torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_accumulation(dtype: torch.dtype) -> None:
-    key = key_of(dtype, "nearest", op="accumulate")
-    entries = []
-    for i, (grad, size) in enumerate(zip(DTYPES, [(3,), (4096 + 5,), (5, 6), (0,)], strict=True)):
-        param = spread(size, -2, 1).to(dtype)
-        entries.append(TensorEntry(param, spread(size, -2, 1).to(grad), 0, i))
-    entries[2].grad = entries[2].grad.t().contiguous().t()
-    twins = [copied(entry) for entry in entries]
-    triton_kernels.accumulate_(Bucket(key, entries, [AccumulateRow()]), Launch())
-    eager.accumulate_(Bucket(key, twins, [AccumulateRow()]), Launch())
-    for entry, twin in zip(entries, twins, strict=True):
-        assert torch.equal(entry.param, twin.param)

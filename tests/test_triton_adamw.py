@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from prepared import OnBuckets
 from stored import bits
 from triton_cases import (
     DTYPES,
@@ -29,6 +30,8 @@ from fused_optim.triton_kernels import adamw  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
 
+kernels = OnBuckets(triton_kernels)
+
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="hands CPU tensors to kernels, which is the interpreter's"
 )
@@ -48,7 +51,7 @@ def step_and_check(bucket: Bucket, launch: Launch, clips: list[float] | None = N
         adamw_reference(bucket, copied(entry), launch, clip)
         for entry, clip in zip(bucket.entries, clips, strict=True)
     ]
-    triton_kernels.adamw_(bucket, launch)
+    kernels.adamw_(bucket, launch)
     for index, entry in enumerate(bucket.entries):
         assert_stored(entry, wanted[index], f"entry {index}")
 
@@ -64,7 +67,7 @@ def test_every_kernel_in_every_storage(dtype: torch.dtype, mode: str, amsgrad: b
         for i, (grad, state) in enumerate(storages)
     ]
     entries.append(adamw_entry(key, (1037,), number=90, state=torch.bfloat16))
-    step_and_check(Bucket(key, entries, list(ROWS)), Launch(seed=SEED))
+    step_and_check(Bucket(key, entries=entries, rows=list(ROWS)), Launch(seed=SEED))
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [(torch.float32, "none"), (torch.bfloat16, "split")])
@@ -73,7 +76,7 @@ def test_every_kernel_in_every_storage(dtype: torch.dtype, mode: str, amsgrad: b
 def test_full_chunks_in_every_storage(dtype, mode, grad, state) -> None:
     key = key_of(dtype, mode)
     entries = [adamw_entry(key, (1024,), grad=grad, state=state, number=3, row=1)]
-    step_and_check(Bucket(key, entries, list(ROWS)), Launch(seed=1))
+    step_and_check(Bucket(key, entries=entries, rows=list(ROWS)), Launch(seed=1))
 
 
 def views(shape: tuple[int, ...]) -> dict:
@@ -103,7 +106,7 @@ def views(shape: tuple[int, ...]) -> dict:
 def test_layouts_change_nothing(dtype: torch.dtype, mode: str, state: torch.dtype) -> None:
     shape = (6, 5, 7)
     key = key_of(dtype, mode)
-    bucket = Bucket(key, [], list(ROWS))
+    bucket = Bucket(key, entries=[], rows=list(ROWS))
     number = 0
     for view in views(shape).values():
         for field in (("grad",), ("param",), ("param", "grad", "exp_avg", "exp_avg_sq", "extra")):
@@ -118,7 +121,7 @@ def test_layouts_change_nothing(dtype: torch.dtype, mode: str, state: torch.dtyp
     bucket.entries.append(expanded)
     wanted = [adamw_reference(bucket, copied(e), Launch(seed=5)) for e in bucket.entries]
     grads = [entry.grad.clone() for entry in bucket.entries]
-    triton_kernels.adamw_(bucket, Launch(seed=5))
+    kernels.adamw_(bucket, Launch(seed=5))
     for index, (entry, grad) in enumerate(zip(bucket.entries, grads, strict=True)):
         assert_stored(entry, wanted[index], f"entry {index}")
         assert torch.equal(entry.grad, grad)
@@ -131,15 +134,15 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     if len(shape) == 4:
         entry.param = entry.param.contiguous(memory_format=torch.channels_last)
         entry.exp_avg = entry.exp_avg.contiguous(memory_format=torch.channels_last)
-    step_and_check(Bucket(key, [entry], list(ROWS)), Launch())
+    step_and_check(Bucket(key, entries=[entry], rows=list(ROWS)), Launch())
 
 
 def test_empty_tensors_first_in_the_middle_and_last() -> None:
     key = key_of(torch.bfloat16, "split")
     sizes = (0, 0, 9, 0, 3, 0)
     entries = [adamw_entry(key, (size,), number=i) for i, size in enumerate(sizes)]
-    step_and_check(Bucket(key, entries, list(ROWS)), Launch())
-    step_and_check(Bucket(key, entries[:2], list(ROWS)), Launch())
+    step_and_check(Bucket(key, entries=entries, rows=list(ROWS)), Launch())
+    step_and_check(Bucket(key, entries=entries[:2], rows=list(ROWS)), Launch())
 
 
 def test_offsets_beyond_32_bits() -> None:
@@ -153,12 +156,11 @@ def test_offsets_beyond_32_bits() -> None:
         setattr(far, field, room)
     strided = copied(entry, grad=torch.empty(2 * count, dtype=torch.bfloat16)[:: count // 4])
     strided.grad.copy_(entry.grad)
-    bucket = Bucket(key, [far, strided], list(ROWS))
-    plan = bucket.tables(Launch()).plan
+    bucket = Bucket(key, entries=[far, strided], rows=list(ROWS))
     last = torch.tensor([[0, (count - 1) // adamw.CHUNK_SIZE], [1, 0]], dtype=torch.int32)
-    plan.index_map = lambda chunks, counts: last
+    kernels.plan(bucket)._map = lambda name, counts: last
     wanted = adamw_reference(bucket, copied(strided), Launch(seed=1))
-    triton_kernels.adamw_(bucket, Launch(seed=1))
+    kernels.adamw_(bucket, Launch(seed=1))
     assert_stored(strided, {"param": wanted["param"]}, "strided")
     assert (bits(far.param[-9:]) == wanted["param"]).all()  # nothing of it is drawn
 
@@ -169,7 +171,7 @@ def test_neighbours_in_memory_are_left_alone() -> None:
     room = torch.full((33,), math.pi)
     room[4:17] = entry.param
     entry.param = room[4:17]
-    triton_kernels.adamw_(Bucket(key, [entry], list(ROWS)), Launch())
+    kernels.adamw_(Bucket(key, entries=[entry], rows=list(ROWS)), Launch())
     assert (room[:4] == math.pi).all() and (room[17:] == math.pi).all()
 
 
@@ -181,7 +183,7 @@ def test_scaled_and_clipped_gradients() -> None:
         clip = torch.tensor(clips) if per_tensor else torch.tensor(clips[0])
         launch = Launch(grad_scale=scale, clip=clip, clip_per_tensor=per_tensor)
         each = [x.item() for x in (clip if per_tensor else clip.expand(3))]
-        step_and_check(Bucket(key, entries, list(ROWS)), launch, each)
+        step_and_check(Bucket(key, entries=entries, rows=list(ROWS)), launch, each)
 
 
 @pytest.mark.parametrize("found_inf", [2.0, 1.0, 0.0])
@@ -189,8 +191,8 @@ def test_found_inf_leaves_everything_untouched(found_inf: float) -> None:
     key = key_of(torch.bfloat16, "kahan", amsgrad=True)
     entries = [adamw_entry(key, (1030,), state=torch.bfloat16, number=i) for i in range(2)]
     before = [tensors_of(copied(entry)) for entry in entries]
-    bucket = Bucket(key, entries, list(ROWS))
-    triton_kernels.adamw_(bucket, Launch(found_inf=torch.tensor(found_inf)))
+    bucket = Bucket(key, entries=entries, rows=list(ROWS))
+    kernels.adamw_(bucket, Launch(found_inf=torch.tensor(found_inf)))
     if found_inf:
         for entry, tensors in zip(entries, before, strict=True):
             assert_unchanged(entry, tensors)
@@ -208,7 +210,7 @@ def test_extreme_values(mode: str) -> None:
     entry.max_exp_avg_sq[3] = math.nan
     if mode == "master":
         entry.extra = entry.param.float()
-    step_and_check(Bucket(key, [entry], list(ROWS)), Launch(seed=3))
+    step_and_check(Bucket(key, entries=[entry], rows=list(ROWS)), Launch(seed=3))
 
 
 def test_an_update_of_zero_changes_no_bit() -> None:
@@ -224,7 +226,7 @@ def test_an_update_of_zero_changes_no_bit() -> None:
             if entry.extra is not None:
                 entry.extra = param.float() if mode == "master" else entry.extra.zero_()
             rows = [ROWS[0].__class__(step_size=0.0)]
-            triton_kernels.adamw_(Bucket(key, [entry], rows), Launch())
+            kernels.adamw_(Bucket(key, entries=[entry], rows=rows), Launch())
             same = entry.param.view(torch.int16) == param.view(torch.int16)
             assert same.all(), (dtype, mode, param[~same][:5])
 
@@ -235,17 +237,15 @@ def test_cpu_tensors_without_the_interpreter_get_our_own_error() -> None:
 
     code = """
 import torch
-from fused_optim import triton_kernels
-from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import AdamWRow
-t = lambda: torch.zeros(4)
-key = BucketKey("adamw", torch.device("cpu"), torch.float32, "none", False, False)
-entry = TensorEntry(t(), t(), exp_avg=t(), exp_avg_sq=t())
+from fused_optim import AdamW
+p = torch.nn.Parameter(torch.zeros(4))
+p.grad = torch.zeros(4)
 try:
-    triton_kernels.adamw_(Bucket(key, [entry], [AdamWRow()]), Launch())
+    AdamW([p]).step()
 except RuntimeError as error:
     print(error)
 """
     env = {k: v for k, v in __import__("os").environ.items() if k != "TRITON_INTERPRET"}
+    env["FUSED_OPTIM_TEST_BACKEND"] = "triton"
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert "TRITON_INTERPRET=1" in run.stdout, run.stderr

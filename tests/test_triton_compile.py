@@ -23,7 +23,7 @@ ADAFACTOR = (
     "update_sums",
     "apply:bfloat16:split",
 )
-GRADIENTS = ("square_sums", "accumulate:float32:none")
+GRADIENTS = ("square_sums",)
 EVERY = [
     ":".join(("adamw", dtype, mode, *flags))
     for dtype, modes in MODES.items()
@@ -33,7 +33,7 @@ EVERY = [
 ]
 
 RESIDENT = {
-    **dict.fromkeys(("adamw", "square_sums", "accumulate", "finalise", "totals"), 4),
+    **dict.fromkeys(("adamw", "square_sums", "finalise", "totals"), 4),
     # Few, but each thread of them has up to four 128-bit loads on their way at a time.
     **{"statistics": 1, "update_sums": 1, "apply": 3},
 }

@@ -5,14 +5,13 @@ Memory that nobody touches costs nothing: each test has a map of the last chunk 
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from prepared import OnBuckets
 from triton_cases import key_of
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
-from fused_optim.ops import AccumulateRow, AdafactorRow
+from fused_optim.ops import AdafactorRow, AdamWRow
 
 pytest.importorskip("triton")
 
@@ -20,6 +19,8 @@ from fused_optim.triton_kernels import adafactor_geometry as geometry  # noqa: E
 from fused_optim.triton_kernels import gradients  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
+
+kernels = OnBuckets(triton_kernels)
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="hands CPU tensors to kernels, which is the interpreter's"
@@ -36,29 +37,22 @@ def far(values: torch.Tensor) -> torch.Tensor:
     return room
 
 
-def only(
-    bucket: Bucket, scratch: Any, others: float = 0.0, **maps: list[tuple[int, int]]
-) -> Bucket:
+def only(bucket: Bucket, op: str, others: float = 0.0, **maps: list[tuple[int, int]]) -> Bucket:
     """Give a bucket's kernels these (tensor, part) pairs, and in scratch what others would sum."""
     tensors = {name: torch.tensor(pairs).int() for name, pairs in maps.items()}
-    tables = bucket.tables(Launch(), scratch)
-    tables.scratch().fill_(others)
-    tables.plan.index_map = lambda key, counts: tensors[key[0] if key[0] == "chunks" else key[1]]
+    kernels.plan(bucket)._map = lambda name, counts: tensors[name]
+    kernels.tables(bucket, op).scratch.fill_(others)
     return bucket
 
 
-@pytest.mark.parametrize("op", ["grad_square_sums", "accumulate_"])
-def test_gradients(op: str) -> None:
+def test_grad_square_sums() -> None:
     grad, buffer = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
     entry = TensorEntry(far(buffer), far(grad))
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="accumulate"), [entry], [AccumulateRow()])
+    bucket = Bucket(key_of(BFLOAT16, "nearest"), entries=[entry], rows=[AdamWRow()])
     last = (COUNT - 1) // gradients.CHUNK_SIZE
-    only(bucket, gradients._chunks_of, others=1.0, chunks=[(0, last)])
-    found = getattr(triton_kernels, op)(bucket, Launch())
-    if found is None:
-        assert torch.equal(entry.param[-9:], (buffer.float() + grad.float()).bfloat16())
-    else:
-        assert found.item() == pytest.approx(last + float(grad.float().square().sum()), abs=0.1)
+    only(bucket, "grad_square_sums", others=1.0, chunks=[(0, last)])
+    found = kernels.grad_square_sums(bucket, Launch())
+    assert found.item() == pytest.approx(last + float(grad.float().square().sum()), abs=0.1)
 
 
 def test_adafactor() -> None:
@@ -66,12 +60,12 @@ def test_adafactor() -> None:
     grad, param = torch.randn(9).bfloat16(), torch.randn(9).bfloat16()
     entry = TensorEntry(far(param), far(grad), exp_avg_sq=far(torch.zeros(9)))
     row = AdafactorRow(b2=0.0, omb2=1.0, rho=0.5, clip_threshold=float("inf"))
-    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), [entry], [row])
+    bucket = Bucket(key_of(BFLOAT16, "nearest", op="adafactor"), entries=[entry], rows=[row])
     last = geometry.tile_count(1, 1, COUNT) - 1
     assert geometry.block_count(1, 1, COUNT) == last + 1
-    only(bucket, geometry.adafactor_scratch, tiles=[(0, last)], blocks=[(0, 0), (0, last)])
+    only(bucket, "adafactor_statistics", tiles=[(0, last)], blocks=[(0, 0), (0, last)])
     for stage in ("statistics", "finalise_", "update_sums", "apply_"):
-        getattr(triton_kernels, f"adafactor_{stage}")(bucket, Launch())
+        getattr(kernels, f"adafactor_{stage}")(bucket, Launch())
     assert torch.equal(entry.exp_avg_sq[-9:], grad.float().square())
     moved = (param.float() - 0.5 * grad.float().sign()).bfloat16()
     torch.testing.assert_close(entry.param[-9:], moved, rtol=2**-7, atol=0.0)

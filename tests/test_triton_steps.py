@@ -8,7 +8,6 @@ import torch
 import fused_optim
 from fused_optim import torch_compat
 from fused_optim.backends import dispatch
-from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 
 pytest.importorskip("triton")
 
@@ -80,17 +79,6 @@ def test_grad_scaler_values_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(param, stopped) and optimizer.state[param]["step"] == 2
         results.append(stopped)
     torch.testing.assert_close(*results, rtol=2**-9, atol=0.0)
-
-
-def test_accumulated_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
-    accumulator = GradientAccumulator(torch.float32)
-    grads = [torch.randn(2, 3).bfloat16() for _ in range(3)]
-    for grad in grads:
-        accumulator([grad, None, grad.double()[0]])
-    total = grads[0].float() + grads[1].float() + grads[2].float()
-    assert torch.equal(accumulator.gradients[0], total)
-    assert torch.equal(accumulator.gradients[2], total[0])
 
 
 def test_eager_can_still_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

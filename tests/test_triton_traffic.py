@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from prepared import OnBuckets
 from triton_cases import ROWS, adamw_entry, extra_of, key_of
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
@@ -20,6 +21,8 @@ from fused_optim.triton_kernels import adafactor, adafactor_geometry, adamw, lau
 from triton.runtime import interpreter  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
+
+kernels = OnBuckets(triton_kernels)
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="counts what the interpreter loads and stores"
@@ -63,7 +66,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Counter:
 def test_adamw(moved, numel, dtype, mode, state, loaded, stored) -> None:
     key = key_of(dtype, mode)
     entry = adamw_entry(key, (numel,), grad=dtype, state=state)
-    triton_kernels.adamw_(Bucket(key, [entry], list(ROWS)), Launch())
+    kernels.adamw_(Bucket(key, entries=[entry], rows=list(ROWS)), Launch())
     assert moved == {"loaded": loaded * numel, "stored": stored * numel}
 
 
@@ -77,9 +80,9 @@ def test_adafactor(moved, mode: str, flags: int, expected: int) -> None:
     param, grad = torch.randn(128, 512).bfloat16(), torch.randn(128, 512).bfloat16()
     entry = TensorEntry(param, grad, exp_avg_sq=torch.rand(128), max_exp_avg_sq=torch.rand(512))
     entry.extra = extra_of(key, param)
-    bucket = Bucket(key, [entry], [AdafactorRow(b2=0.9, omb2=0.1, flags=flags)])
+    bucket = Bucket(key, entries=[entry], rows=[AdafactorRow(b2=0.9, omb2=0.1, flags=flags)])
     for op in ADAFACTOR_OPS:
-        getattr(triton_kernels, op)(bucket, Launch())
+        getattr(kernels, op)(bucket, Launch())
     # Sums and statistics come on top: less than a tenth here, where a matrix is small.
     assert expected <= sum(moved.values()) / param.numel() < 1.1 * expected
 
@@ -99,11 +102,13 @@ def test_each_pass_begins_where_the_one_before_ended(monkeypatch: pytest.MonkeyP
 
     recording = SimpleNamespace(load=load, store=real.store)
     monkeypatch.setattr(interpreter, "_interpreter", recording)
-    bucket = Bucket(key_of(torch.float32, "none", op="adafactor"), [entry], [AdafactorRow()])
+    bucket = Bucket(
+        key_of(torch.float32, "none", op="adafactor"), entries=[entry], rows=[AdafactorRow()]
+    )
     orders = {}
     for op in ADAFACTOR_OPS:
         seen.clear()
-        getattr(triton_kernels, op)(bucket, Launch())
+        getattr(kernels, op)(bucket, Launch())
         orders[op] = list(seen)
     assert orders["adafactor_statistics"] == orders["adafactor_apply_"] == [0, 1, 2]
     assert orders["adafactor_update_sums"] == [2, 1, 0]
@@ -123,7 +128,9 @@ def test_one_kernel_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for count, scale in ((1, None), (3, torch.tensor(2.0)), (2, None)):
         key = key_of(torch.bfloat16, "split")
         entries = [adamw_entry(key, (3 + count + i,), row=i) for i in range(count)]
-        triton_kernels.adamw_(Bucket(key, entries, list(ROWS)), Launch(scale, seed=count << 31))
+        kernels.adamw_(
+            Bucket(key, entries=entries, rows=list(ROWS)), Launch(scale, seed=count << 31)
+        )
     assert len(seen) == 1
     seen.clear()
     for count in (1, 3):
@@ -132,9 +139,9 @@ def test_one_kernel_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
             TensorEntry(torch.ones(4), torch.ones(4), exp_avg_sq=torch.ones(4))
             for _ in range(count)
         ]
-        bucket = Bucket(key, entries, [AdafactorRow(step=count, rho=count / 7)])
+        bucket = Bucket(key, entries=entries, rows=[AdafactorRow(step=count, rho=count / 7)])
         for op in ADAFACTOR_OPS:
-            getattr(triton_kernels, op)(bucket, Launch(clip=torch.tensor(1.0 / count)))
+            getattr(kernels, op)(bucket, Launch(clip=torch.tensor(1.0 / count)))
     assert len(seen) == 5
 
 

@@ -148,7 +148,7 @@ def test_bad_groups_of_adam_weight_decay_are_refused(bad, message):
 
 
 def test_adam_weight_decay_follows_keras_with_unknown_words_and_old_ones():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'momentum'"):
+    with pytest.raises(TypeError, match="has no option 'momentum'$"):
         fused_optim.AdamWeightDecay(parameters(), momentum=0.9)
     with pytest.warns(FutureWarning, match="`lr` is deprecated; use `learning_rate`"):
         optimizer = fused_optim.AdamWeightDecay(parameters(), learning_rate=1.0, lr=0.25)
@@ -245,3 +245,17 @@ def test_values_that_transformers_and_torch_take_are_taken():
     before = snapshot(optimizer)
     optimizer.step()
     assert_identical(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize(
+    "make,options,message",
+    [
+        (fused_optim.AdamW, {"amsgrad": True}, "AdamW has no option 'amsgrad'; torch_compat.AdamW"),
+        (fused_optim.AdamW, {"fused": True}, "AdamW has no option 'fused'; torch_compat.AdamW"),
+        (fused_optim.Adafactor, {"d": 1.0}, "no option 'd'; torch_compat.Adafactor has it"),
+        (torch_compat.AdamW, {"correct_bias": True}, "torch_compat.AdamW has no .*; AdamW has it"),
+    ],
+)
+def test_the_class_that_has_an_option_is_named(make, options, message):
+    with pytest.raises(TypeError, match=message):
+        make(parameters(), **options)

@@ -2,8 +2,10 @@
 
 Imported as `fused_optim.triton_kernels`: the folder sits at the top of the repository, beside
 `csrc`, but is installed inside the package. Its modules import each other relatively, and nothing
-else but torch and triton: buckets and launches are read by their attributes.
+else but torch and triton and what a backend declares by (`fused_optim.backends.interface`).
 """
+
+from fused_optim.backends.interface import Needs, of_shape
 
 from .adafactor import (
     adafactor_apply_,
@@ -11,15 +13,33 @@ from .adafactor import (
     adafactor_statistics,
     adafactor_update_sums,
 )
-from .adamw import adamw_
-from .gradients import accumulate_, grad_square_sums
+from .adafactor_geometry import adafactor_scratch, block_count, tile_count
+from .adamw import adamw_, chunk_count
+from .gradients import grad_square_sums
+
+_scratch = of_shape(adafactor_scratch)
+_TILES = Needs({"tiles": of_shape(tile_count)}, _scratch)
+_NEEDS = {
+    "adamw_": Needs({"chunks": chunk_count}),
+    "grad_square_sums": Needs({"chunks": chunk_count}, chunk_count),
+    "adafactor_statistics": _TILES,
+    "adafactor_finalise_": Needs({"blocks": of_shape(block_count)}, _scratch),
+    "adafactor_update_sums": _TILES,
+    "adafactor_apply_": _TILES,
+}
+
+
+def needs(op: str, launch) -> Needs:
+    """Return what an op reads beside records and rows."""
+    return _NEEDS[op]
+
 
 __all__ = [
-    "accumulate_",
     "adafactor_apply_",
     "adafactor_finalise_",
     "adafactor_statistics",
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "needs",
 ]

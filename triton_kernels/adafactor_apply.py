@@ -5,8 +5,15 @@ import triton.language as tl
 
 from .adafactor_blocks import (
     ARGUMENTS,
+    B1,
     CLIP_IGNORES_NAN,
+    CLIP_THRESHOLD,
+    DECAY_ALPHA,
+    DECAY_BEFORE,
     HOLD_IF_ZERO,
+    OMB1,
+    ROW_FLAGS,
+    STEP,
     linear_index,
     matrix_index,
     record_of,
@@ -57,14 +64,15 @@ from .sums import long_sum
 @triton.jit
 def step_scalars(record, row_ptr, words, alpha, u_sum):
     """Return (scale, decay, b1, omb1) of F7 to F9."""
-    flags = tl.load(words + 14)
+    flags = tl.load(words + ROW_FLAGS)
     alpha = tl.where(((flags & HOLD_IF_ZERO) != 0) & (u_sum == 0.0), 0.0, alpha)
     mean = tl.div_rn(u_sum, tl.load(record + GLOBAL_NUMEL).to(tl.float32))
-    ratio = tl.div_rn(tl.sqrt_rn(mean), tl.load(row_ptr + 4))
+    ratio = tl.div_rn(tl.sqrt_rn(mean), tl.load(row_ptr + CLIP_THRESHOLD))
     ratio = tl.where(((flags & CLIP_IGNORES_NAN) != 0) & (ratio != ratio), 1.0, ratio)
     scale = tl.div_rn(alpha, tl.maximum(ratio, 1.0, propagate_nan=tl.PropagateNan.ALL))  # [F7]
-    decay = 1.0 - tl.load(row_ptr + 9) * alpha
-    return scale, tl.load(row_ptr + 10), decay, tl.load(row_ptr + 7), tl.load(row_ptr + 8)
+    decay = 1.0 - tl.load(row_ptr + DECAY_ALPHA) * alpha
+    b1, omb1 = tl.load(row_ptr + B1), tl.load(row_ptr + OMB1)
+    return scale, tl.load(row_ptr + DECAY_BEFORE), decay, b1, omb1
 
 
 @triton.jit
@@ -189,7 +197,7 @@ def apply_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, c
     multiplier = multiplier_of(row_ptr, grad_scale, clip + tensor * clip_stride)
     u_sum = long_sum(sums + 2 * num_sums, num_sums)
     scalars = step_scalars(record, row_ptr, words, tl.load(header + ALPHA), u_sum)
-    source = (tl.load(words + 13), tl.load(record + NUMBER), seed_low, seed_high)
+    source = (tl.load(words + STEP), tl.load(record + NUMBER), seed_low, seed_high)
     kind, start = place[0], place[4]
     if kind == LINEAR:
         count = tl.minimum(shape[2] - start, LINEAR_TILE).to(tl.int32)

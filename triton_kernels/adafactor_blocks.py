@@ -3,11 +3,18 @@
 import triton
 import triton.language as tl
 
+from fused_optim import ops
+
+from .rows import fields_of
 from .storage import RECORD_SIZE, ROW, ROW_SIZE, takes_vectors
 
 ARGUMENTS = ("records", "rows", "tiles", "num_tiles", "grad_scale", "found_inf", "clip",
              "clip_stride", "seed_low", "seed_high", "scratch")  # fmt: skip
-SCALE_PARAMETER, HOLD_IF_ZERO, CLIP_IGNORES_NAN = map(tl.constexpr, (1, 2, 4))
+(GRAD_MUL, RHO, EPS_GRAD, EPS_RMS, CLIP_THRESHOLD, B2, OMB2, B1, OMB1, DECAY_ALPHA, DECAY_BEFORE,
+ MEAN_FLOOR, UPDATE_CAP, STEP, ROW_FLAGS) = fields_of(ops.AdafactorRow)  # fmt: skip
+SCALE_PARAMETER = tl.constexpr(ops.SCALE_PARAMETER)
+HOLD_IF_ZERO = tl.constexpr(ops.HOLD_IF_ZERO)
+CLIP_IGNORES_NAN = tl.constexpr(ops.CLIP_IGNORES_NAN)
 
 
 @triton.jit

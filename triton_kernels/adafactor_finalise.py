@@ -5,6 +5,13 @@ import triton.language as tl
 
 from .adafactor_blocks import (
     ARGUMENTS,
+    B2,
+    EPS_GRAD,
+    EPS_RMS,
+    GRAD_MUL,
+    OMB2,
+    RHO,
+    ROW_FLAGS,
     SCALE_PARAMETER,
     linear_index,
     record_of,
@@ -106,9 +113,10 @@ def _step_size(record, header, row_ptr, words):
     rms = tl.sqrt_rn(
         tl.div_rn(tl.load(header + P_SUM), tl.load(record + GLOBAL_NUMEL).to(tl.float32))
     )
-    alpha = tl.load(row_ptr + 1)
-    if (tl.load(words + 14) & SCALE_PARAMETER) != 0:
-        alpha = alpha * tl.maximum(tl.load(row_ptr + 3), rms)  # [F5] the other where one is NaN
+    alpha = tl.load(row_ptr + RHO)
+    if (tl.load(words + ROW_FLAGS) & SCALE_PARAMETER) != 0:
+        # [F5] the other where one is NaN
+        alpha = alpha * tl.maximum(tl.load(row_ptr + EPS_RMS), rms)
         state = tl.load(record + RMS)
         if state != 0:
             tl.store(state.to(tl.pointer_type(tl.float32)), rms)
@@ -133,12 +141,12 @@ def finalise_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip
     header, _, row_parts, col_parts, mean_parts = places
     row_ptr, words = row_of(record, rows)
     k = tl.load(clip + tensor * clip_stride)
-    scalars = (k * k, tl.load(row_ptr + 5), tl.load(row_ptr + 6), tl.load(row_ptr + 2))
+    scalars = (k * k, tl.load(row_ptr + B2), tl.load(row_ptr + OMB2), tl.load(row_ptr + EPS_GRAD))
     row_state, col_state = tl.load(record + EXP_AVG_SQ), tl.load(record + MAX_EXP_AVG_SQ)
     if block == 0:
         _step_size(record, header, row_ptr, words)
     if kind == LINEAR:
-        multiplier = (tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale)), k)
+        multiplier = (tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale)), k)
         start = block * LINEAR_TILE
         count = tl.minimum(cols - start, LINEAR_TILE).to(tl.int32)
         if takes_vectors(record) & (count == LINEAR_TILE):

@@ -5,6 +5,8 @@ import triton.language as tl
 
 from .adafactor_blocks import (
     ARGUMENTS,
+    GRAD_MUL,
+    ROW_FLAGS,
     SCALE_PARAMETER,
     linear_index,
     matrix_index,
@@ -215,8 +217,8 @@ def statistics_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, cl
     places, num_sums = scratch_of(scratch, record, shape)
     _, sums, row_parts, col_parts, _ = places
     row_ptr, words = row_of(record, rows)
-    grad_mul = tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale))
-    scaled = (tl.load(words + 14) & SCALE_PARAMETER) != 0
+    grad_mul = tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale))
+    scaled = (tl.load(words + ROW_FLAGS) & SCALE_PARAMETER) != 0
     kind, start = place[0], place[4]
     if kind == LINEAR:
         count = tl.minimum(shape[2] - start, LINEAR_TILE).to(tl.int32)

@@ -5,6 +5,9 @@ import triton.language as tl
 
 from .adafactor_blocks import (
     ARGUMENTS,
+    GRAD_MUL,
+    MEAN_FLOOR,
+    UPDATE_CAP,
     linear_index,
     matrix_index,
     record_of,
@@ -65,8 +68,8 @@ def gradient(record, at, mask, multiplier, VECTOR: tl.constexpr):
 @triton.jit
 def multiplier_of(row_ptr, grad_scale, clip):
     """Return the scalars of F6: of the gradient, its clip, mean_floor and update_cap."""
-    grad_mul = tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale))
-    return grad_mul, tl.load(clip), tl.load(row_ptr + 11), tl.load(row_ptr + 12)
+    grad_mul = tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale))
+    return grad_mul, tl.load(clip), tl.load(row_ptr + MEAN_FLOOR), tl.load(row_ptr + UPDATE_CAP)
 
 
 @triton.jit
@@ -108,7 +111,7 @@ def linear_factors(record, index, mask, multiplier, VECTOR: tl.constexpr):
     row_ptr, col_ptr = statistics_of(record)
     factored = tl.load(record + MAX_EXP_AVG_SQ) != 0
     mean_floor = multiplier[2]
-    statistic = tl.load(row_ptr)
+    statistic = tl.load(row_ptr + GRAD_MUL)
     r = tl.where(factored, row_factor(statistic, statistic, mean_floor), 1.0)
     address = tl.where(factored, tl.load(record + MAX_EXP_AVG_SQ), tl.load(record + EXP_AVG_SQ))
     ptr = address.to(tl.pointer_type(tl.float32))

@@ -4,9 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
+from fused_optim.ops import AdamWRow
+
+from .launching import arguments_of
 from .launching import launch as launch_kernel
+from .rows import fields_of
 from .storage import (
-    BFLOAT16,
     EXP_AVG,
     EXP_AVG_DTYPE,
     EXP_AVG_SQ,
@@ -36,6 +39,9 @@ from .storage import (
     takes_vectors,
 )
 
+(GRAD_MUL, CLIP_VALUE, L2, DECAY_BEFORE, OMB1, B2, OMB2, STEP_SIZE, DENOM_SCALE, EPS, DECAY_AFTER,
+ STEP) = fields_of(AdamWRow)  # fmt: skip
+
 CHUNK_SIZE = 4096
 """Elements that one program works on."""
 TAIL_SIZES = {False: 256, True: 128}
@@ -53,22 +59,23 @@ DTYPES = {
 }
 
 
-def adamw_(bucket, launch) -> None:
+def chunk_count(shape) -> int:
+    """Return how many chunks a tensor has."""
+    return -(-shape.numel // CHUNK_SIZE)
+
+
+def adamw_(tables, launch) -> None:
     """Run one AdamW step on every tensor of the bucket (kernel contract, section 6)."""
-    tables = bucket.tables(launch)
-    chunks = tables.chunks(CHUNK_SIZE)
-    draws = tables.derived("draws", lambda records: _draws(bucket.key, records))
+    key = tables.key
     launch_kernel(
         adamw_kernel,
-        len(chunks),
-        *(tables.records, tables.rows, chunks, len(chunks)),
-        *(tables.grad_scale, tables.found_inf, tables.clip, tables.clip_stride),
-        *(tables.seed_low, tables.seed_high),
-        device=bucket.key.device,
-        DTYPE=DTYPES[bucket.key.dtype],
-        MODE=bucket.key.mode,
-        AMSGRAD=bucket.key.amsgrad,
-        **sizes(bucket.key.dtype, bucket.key.amsgrad, draws, WARP_SIZE),
+        len(tables.maps["chunks"]),
+        *arguments_of(tables, "chunks"),
+        device=key.device,
+        DTYPE=DTYPES[key.dtype],
+        MODE=key.mode,
+        AMSGRAD=key.amsgrad,
+        **sizes(key.dtype, key.amsgrad, tables.draws, WARP_SIZE),
         num_warps=NUM_WARPS,
     )
 
@@ -87,12 +94,6 @@ def sizes(dtype: torch.dtype, amsgrad: bool, draws: bool, warp_size: int) -> dic
         # Of fewer elements than threads, Triton 3.6 fails to compile some variants for AMD.
         "TAIL": max(TAIL_SIZES[amsgrad], NUM_WARPS * warp_size),
     }
-
-
-def _draws(key, records: torch.Tensor) -> bool:
-    """Return whether anything is rounded at random."""
-    moments = records[:, EXP_AVG_DTYPE.value : EXP_AVG_SQ_DTYPE.value + 1]
-    return key.mode == "stochastic" or bool((moments == BFLOAT16.value).any())
 
 
 @triton.jit
@@ -156,15 +157,16 @@ def adamw_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip,
     record = records + tensor.to(tl.int64) * RECORD_SIZE
     words = rows + tl.load(record + ROW) * ROW_SIZE
     row_ptr = words.to(tl.pointer_type(tl.float32), bitcast=True)
-    grad_mul = tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale))
-    preparation = (grad_mul, tl.load(row_ptr + 1), tl.load(clip + tensor * clip_stride))
-    row = (tl.load(row_ptr + 2), tl.load(row_ptr + 3), tl.load(row_ptr + 4), tl.load(row_ptr + 5),
-           tl.load(row_ptr + 6), tl.load(row_ptr + 7), tl.load(row_ptr + 8), tl.load(row_ptr + 9),
-           tl.load(row_ptr + 10))  # fmt: skip
+    grad_mul = tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale))
+    preparation = (grad_mul, tl.load(row_ptr + CLIP_VALUE), tl.load(clip + tensor * clip_stride))
+    row = (tl.load(row_ptr + L2), tl.load(row_ptr + DECAY_BEFORE), tl.load(row_ptr + OMB1),
+           tl.load(row_ptr + B2), tl.load(row_ptr + OMB2), tl.load(row_ptr + STEP_SIZE),
+           tl.load(row_ptr + DENOM_SCALE), tl.load(row_ptr + EPS),
+           tl.load(row_ptr + DECAY_AFTER))  # fmt: skip
     count = tl.minimum(tl.load(record + NUMEL) - start, CHUNK).to(tl.int32)
     first = tl.load(record + FIRST_ELEMENT)
     # Step count, number and seed: what random bits depend on beside the element.
-    source = (tl.load(words + 11), tl.load(record + NUMBER), seed_low, seed_high)
+    source = (tl.load(words + STEP), tl.load(record + NUMBER), seed_low, seed_high)
     if takes_vectors(record) & (count == CHUNK):
         _full_chunk(record, start, first, source, preparation, row,
                     DTYPE, MODE, AMSGRAD, CHUNK, BLOCK)  # fmt: skip

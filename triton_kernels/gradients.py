@@ -1,23 +1,23 @@
-"""Sums of squared gradients, and gradient accumulation."""
+"""Sums of squared gradients."""
 
 import torch
 import triton
 import triton.language as tl
 
-from .adamw import CHUNK_SIZE, DTYPES
+from fused_optim.ops import FAMILIES
+
+from .adamw import CHUNK_SIZE, CLIP_VALUE, GRAD_MUL
+from .launching import arguments_of
 from .launching import launch as launch_kernel
 from .storage import (
     GRAD,
     GRAD_DTYPE,
     LAYOUT,
     NUMEL,
-    PARAM,
     RECORD_SIZE,
     ROW,
     ROW_SIZE,
     SCRATCH,
-    decode,
-    encode,
     load_gradient,
     prepare,
     strided_offsets,
@@ -27,56 +27,23 @@ from .sums import long_sum
 
 BLOCK_SIZE = 1024
 TAIL_SIZE = 256
-NUM_WARPS = 4
 
 _ARGUMENTS = ("records", "rows", "chunks", "num_chunks", "grad_scale", "found_inf", "clip",
               "clip_stride", "seed_low", "seed_high")  # fmt: skip
 
 
-def _chunks_of(batch: int, rows: int, cols: int) -> int:
-    return -(-batch * rows * cols // CHUNK_SIZE)
-
-
-def grad_square_sums(bucket, launch) -> torch.Tensor:
+def grad_square_sums(tables, launch) -> torch.Tensor:
     """Return ``[entries]``: the sum of squares of each gradient, prepared but not yet clipped."""
-    tables, arguments = _arguments(bucket, launch, _chunks_of)
-    arguments += (tables.scratch(),)
+    arguments = (*arguments_of(tables, "chunks"), tables.scratch)
     sizes = {"CHUNK": CHUNK_SIZE, "BLOCK": BLOCK_SIZE, "TAIL": TAIL_SIZE}
-    device, count = bucket.key.device, len(tables.records)
-    # Adafactor's rows have no clip value where AdamW's do.
-    clamps = bucket.key.op == "adamw"
+    device, count = tables.key.device, len(tables.records)
+    clamps = FAMILIES[tables.key.op].clamps
     launch_kernel(
         square_sums_kernel, arguments[3], *arguments, device=device, CLAMPS=clamps, **sizes
     )
     sums = torch.empty(count, dtype=torch.float32, device=device)
     launch_kernel(fold_kernel, count, *arguments, sums, device=device, CHUNK=CHUNK_SIZE)
     return sums
-
-
-def accumulate_(bucket, launch) -> None:
-    """Add each entry's prepared gradient to its parameter, which is the buffer it adds up in."""
-    _, arguments = _arguments(bucket, launch)
-    launch_kernel(
-        accumulate_kernel,
-        arguments[3],
-        *arguments,
-        device=bucket.key.device,
-        DTYPE=DTYPES[bucket.key.dtype],
-        CHUNK=CHUNK_SIZE,
-        BLOCK=BLOCK_SIZE,
-        TAIL=TAIL_SIZE,
-        num_warps=NUM_WARPS,
-    )
-
-
-def _arguments(bucket, launch, scratch_size=None) -> tuple:
-    tables = bucket.tables(launch, scratch_size)
-    chunks = tables.chunks(CHUNK_SIZE)
-    return tables, (
-        *(tables.records, tables.rows, chunks, len(chunks)),
-        *(tables.grad_scale, tables.found_inf, tables.clip, tables.clip_stride),
-        *(tables.seed_low, tables.seed_high),
-    )
 
 
 @triton.jit
@@ -97,15 +64,15 @@ def _chunk_of(records, rows, chunks, CHUNK: tl.constexpr):
 
 @triton.jit
 def _gradient(record, at, mask, preparation, VECTOR: tl.constexpr):
-    """Return (prepared gradient, offsets in the parameter) of a block."""
-    at_p, at_g = at, at
+    """Return a block's prepared gradients."""
+    at_g = at
     if not VECTOR:
         layout = tl.load(record + LAYOUT)
         if layout != 0:
-            at_p, at_g, _, _, _, _, _ = strided_offsets(layout, at)
+            _, at_g, _, _, _, _, _ = strided_offsets(layout, at)
     grad_mul, clip_value, clip = preparation
     g = load_gradient(tl.load(record + GRAD), tl.load(record + GRAD_DTYPE), at_g, mask, VECTOR)
-    return prepare(g, grad_mul, clip_value, clip), at_p
+    return prepare(g, grad_mul, clip_value, clip)
 
 
 @triton.jit
@@ -116,9 +83,9 @@ def _squares(record, start, count, preparation, BLOCK: tl.constexpr, VECTOR: tl.
     for offset in range(0, count, BLOCK):
         mask = offset + index < count
         if VECTOR:
-            g, _ = _gradient(record, start + (offset + index), None, preparation, True)
+            g = _gradient(record, start + (offset + index), None, preparation, True)
         else:
-            g, _ = _gradient(record, start + (offset + index), mask, preparation, False)
+            g = _gradient(record, start + (offset + index), mask, preparation, False)
             g = tl.where(mask, g, 0.0)
         total += g * g
     return tl.sum(tl.sum(total, 1))
@@ -134,8 +101,8 @@ def square_sums_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf,
     chunk, start, count, full = part
     clip_value = float("inf")
     if CLAMPS:
-        clip_value = tl.load(row_ptr + 1)
-    grad_mul = tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale))
+        clip_value = tl.load(row_ptr + CLIP_VALUE)
+    grad_mul = tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale))
     preparation = (grad_mul, clip_value, 1.0)
     if full:
         total = _squares(record, start, CHUNK, preparation, BLOCK, True)
@@ -152,39 +119,3 @@ def fold_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, 
     record = records + tensor.to(tl.int64) * RECORD_SIZE
     count = (tl.load(record + NUMEL) + (CHUNK - 1)) // CHUNK
     tl.store(sums + tensor, long_sum(scratch + tl.load(record + SCRATCH), count))
-
-
-@triton.jit
-def _accumulate(record, start, count, preparation, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-                VECTOR: tl.constexpr):  # fmt: skip
-    """Add a chunk's gradients to the buffer."""
-    MODE: tl.constexpr = "none" if DTYPE == tl.float32 else "nearest"
-    index = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    param = tl.load(record + PARAM)
-    for offset in range(0, count, BLOCK):
-        at = start + (offset + index)
-        if VECTOR:
-            mask = index >= 0
-        else:
-            mask = offset + index < count
-        g, at_p = _gradient(record, at, mask, preparation, VECTOR)
-        p = decode(param, param, at_p, at_p, mask, DTYPE, MODE, VECTOR)
-        encode(p + g, param, param, at_p, at_p, mask, None, DTYPE, MODE, VECTOR)
-
-
-@triton.jit(do_not_specialize=_ARGUMENTS)
-def accumulate_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, clip_stride,
-                      seed_low, seed_high, DTYPE: tl.constexpr, CHUNK: tl.constexpr,
-                      BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One program adds one chunk."""
-    if tl.load(found_inf) != 0.0:
-        return
-    where, part = _chunk_of(records, rows, chunks, CHUNK)
-    record, row_ptr, tensor = where
-    _, start, count, full = part
-    grad_mul = tl.load(row_ptr) * tl.div_rn(1.0, tl.load(grad_scale))
-    preparation = (grad_mul, float("inf"), tl.load(clip + tensor * clip_stride))
-    if full:
-        _accumulate(record, start, CHUNK, preparation, DTYPE, BLOCK, True)
-    else:
-        _accumulate(record, start, count, preparation, DTYPE, TAIL, False)

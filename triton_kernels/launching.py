@@ -19,6 +19,16 @@ launches = 0
 _OPTIONS = {"enable_fp_fusion": False}
 
 
+def arguments_of(tables, name: str) -> tuple:
+    """Return what every kernel over the map of this name is given first, in order."""
+    entries = tables.maps[name]
+    return (
+        *(tables.records, tables.rows, entries, len(entries)),
+        *(tables.grad_scale, tables.found_inf, tables.clip, tables.clip_stride),
+        *(tables.seed_low, tables.seed_high),
+    )
+
+
 def interpreted(kernel) -> bool:
     """Return whether a kernel runs on the CPU, under Triton's interpreter."""
     return not isinstance(kernel, triton.JITFunction)

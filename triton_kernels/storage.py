@@ -11,6 +11,8 @@ one load wait for another, and a load that is switched off moves nothing.
 import triton
 import triton.language as tl
 
+from fused_optim import ops
+
 from .rounding import (
     bits_of,
     from_bfloat16,
@@ -22,16 +24,14 @@ from .rounding import (
     widen,
 )
 
-RECORD_SIZE = tl.constexpr(24)
-ROW_SIZE = tl.constexpr(16)
-# Fields of a record, by their index.
-PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EXTRA, RMS, LAYOUT = map(tl.constexpr, range(8))
-NUMEL, FIRST_ELEMENT, ROW, NUMBER, GRAD_DTYPE, EXP_AVG_DTYPE, EXP_AVG_SQ_DTYPE, FLAGS = map(
-    tl.constexpr, range(8, 16)
-)
-BATCH, ROWS, COLS, SCRATCH, GLOBAL_NUMEL, GLOBAL_ROWS, GLOBAL_COLS = map(
-    tl.constexpr, range(16, 23)
-)
+RECORD_SIZE = tl.constexpr(ops.RECORD_SIZE)
+ROW_SIZE = tl.constexpr(ops.ROW_SIZE)
+# Where a field of a record is.
+(PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EXTRA, RMS, LAYOUT, NUMEL, FIRST_ELEMENT, ROW,
+ NUMBER, GRAD_DTYPE, EXP_AVG_DTYPE, EXP_AVG_SQ_DTYPE, FLAGS, BATCH, ROWS, COLS, SCRATCH,
+ GLOBAL_NUMEL, GLOBAL_ROWS, GLOBAL_COLS) = map(
+    tl.constexpr, range(len(ops.RECORD_FIELDS))
+)  # fmt: skip
 ALIGNED = tl.constexpr(1)
 
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = map(tl.constexpr, range(4))

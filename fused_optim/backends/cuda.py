@@ -10,30 +10,25 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
-from fused_optim.backends.interface import Bucket, Launch
-from fused_optim.ops import RECORD_FIELDS
-from fused_optim.plan.tables import Counts, Tables
+from fused_optim.backends.interface import Launch, Needs, Shape, Tables, of_shape
+from fused_optim.ops import FAMILIES
 from fused_optim.precision import DTYPE_TAGS
 
 __all__ = [
-    "accumulate_",
     "adafactor_apply_",
     "adafactor_finalise_",
     "adafactor_statistics",
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "needs",
 ]
 
-_NUMEL = RECORD_FIELDS.index("numel")
-_LOCAL_SIZES = [RECORD_FIELDS.index(name) for name in ("numel", "rows", "cols")]
-_GLOBAL_SIZES = [RECORD_FIELDS.index(f"global_{name}") for name in ("numel", "rows", "cols")]
 _MODES = {"none": 0, "nearest": 1, "stochastic": 2, "kahan": 3, "split": 4, "master": 5}
 
 
@@ -59,131 +54,118 @@ def _extension() -> ModuleType:
 _C = _extension()
 
 
-def adamw_(bucket: Bucket, launch: Launch) -> None:
+def _chunks(shape: Shape) -> int:
+    return -(-shape.numel // _C.CHUNK_SIZE)
+
+
+_tiles, _lines = of_shape(_C.adafactor_tiles), of_shape(_C.adafactor_lines)
+_scratch = of_shape(_C.adafactor_scratch)
+
+
+def _visits(shape: Shape) -> int:
+    """Return 1 for a small tensor, which the finalising op does all of, else 0."""
+    visited = _C.adafactor_visited(shape.batch, shape.rows, shape.cols)
+    return int(visited and not shape.sharded)
+
+
+def _large_tiles(shape: Shape) -> int:
+    return 0 if _visits(shape) else _tiles(shape)
+
+
+def _large_lines(shape: Shape) -> int:
+    return 0 if _visits(shape) else _lines(shape)
+
+
+_ELEMENTWISE = Needs({"chunks": _chunks})
+_ALL = Needs({"tiles": _tiles, "lines": _lines}, _scratch)
+_LARGE = Needs({"tiles": _large_tiles, "lines": _large_lines}, _scratch)
+_NEEDS = {
+    "adamw_": _ELEMENTWISE,
+    "grad_square_sums": _ELEMENTWISE,
+    "adafactor_finalise_": Needs({"lines": _large_lines, "visits": _visits}, _scratch),
+    "adafactor_update_sums": Needs({"tiles": _large_tiles}, _scratch),
+    "adafactor_apply_": Needs({"tiles": _large_tiles}, _scratch),
+}
+
+
+def needs(op: str, launch: Launch) -> Needs:
+    """Return what an op reads beside records and rows."""
+    if op == "adafactor_statistics":
+        return _ALL if launch.sums_wanted else _LARGE
+    return _NEEDS[op]
+
+
+def adamw_(tables: Tables, launch: Launch) -> None:
     """Run one AdamW step on every tensor of the bucket, in one launch."""
-    tables = bucket.tables(launch)
-    _C.adamw_(_launch(bucket, tables, tables.chunks(_C.CHUNK_SIZE)), bucket.key.amsgrad)
+    _C.adamw_(_launch(tables, "chunks"), tables.key.amsgrad)
 
 
-def grad_square_sums(bucket: Bucket, launch: Launch) -> torch.Tensor:
+def grad_square_sums(tables: Tables, launch: Launch) -> torch.Tensor:
     """Return ``[entries]``: the sum of squares of each gradient, prepared but not yet clipped."""
-    tables = bucket.tables(launch)
-    chunks = tables.chunks(_C.CHUNK_SIZE)
-    sums = _new(bucket, len(tables.records))
-    partials = _new(bucket, len(chunks))
-    clamps = bucket.key.op == "adamw"
-    _C.grad_square_sums(
-        _launch(bucket, tables, chunks), clamps, partials.data_ptr(), sums.data_ptr()
-    )
+    sums = _new(tables, len(tables.records))
+    partials = _new(tables, len(tables.maps["chunks"]))
+    clamps = FAMILIES[tables.key.op].clamps
+    _C.grad_square_sums(_launch(tables, "chunks"), clamps, partials.data_ptr(), sums.data_ptr())
     return sums
 
 
-def accumulate_(bucket: Bucket, launch: Launch) -> None:
-    """Add each entry's prepared gradient to its parameter, which is the buffer it adds up in."""
-    tables = bucket.tables(launch)
-    _C.accumulate_(_launch(bucket, tables, tables.chunks(_C.CHUNK_SIZE)))
-
-
-def adafactor_statistics(bucket: Bucket, launch: Launch) -> torch.Tensor | None:
+def adafactor_statistics(tables: Tables, launch: Launch) -> torch.Tensor | None:
     """Run F1 and F2 in two launches: sums of squares of gradients and parameters.
 
     Returns:
         ``[entries]``: the sum of squares of each gradient, not clipped; None unless it is wanted.
     """
-    items = _adafactor_items(bucket, launch)
-    tables, sums = items.tables, None
+    sums = None
     if launch.sums_wanted:
-        sums = _new(bucket, len(tables.records))
-        if tables.derived("some empty", lambda records: bool((records[:, _NUMEL] == 0).any())):
+        sums = _new(tables, len(tables.records))
+        if tables.some_empty:
             sums.zero_()
     _C.adafactor_statistics(
-        _launch(bucket, tables, items.tiles(all_tensors=launch.sums_wanted)),
-        *_addressed(items.lines(all_tensors=launch.sums_wanted)),
-        tables.scratch().data_ptr(),
+        _launch(tables, "tiles"),
+        *_addressed(tables.maps["lines"]),
+        tables.scratch.data_ptr(),
         0 if sums is None else sums.data_ptr(),
     )
     return sums
 
 
-def adafactor_finalise_(bucket: Bucket, launch: Launch) -> None:
+def adafactor_finalise_(tables: Tables, launch: Launch) -> None:
     """Run F3 to F5: advance the statistics and find each tensor's step size before clipping.
 
     Of small tensors it does all that is left of the step.
     """
-    items = _adafactor_items(bucket, launch)
     _C.adafactor_finalise_(
-        _launch(bucket, items.tables, items.lines()),
-        *_addressed(items.visits()),
+        _launch(tables, "lines"),
+        *_addressed(tables.maps["visits"]),
         launch.sums_wanted,
-        items.tables.scratch().data_ptr(),
+        tables.scratch.data_ptr(),
     )
 
 
-def adafactor_update_sums(bucket: Bucket, launch: Launch) -> None:
+def adafactor_update_sums(tables: Tables, launch: Launch) -> None:
     """Run F6: the sum of squares of each update, before it is scaled."""
-    items = _adafactor_items(bucket, launch)
-    scratch = items.tables.scratch()
-    _C.adafactor_update_sums(_launch(bucket, items.tables, items.tiles()), scratch.data_ptr())
+    _C.adafactor_update_sums(_launch(tables, "tiles"), tables.scratch.data_ptr())
 
 
-def adafactor_apply_(bucket: Bucket, launch: Launch) -> None:
+def adafactor_apply_(tables: Tables, launch: Launch) -> None:
     """Run F7 to F10: scale the updates and write the parameters."""
-    items = _adafactor_items(bucket, launch)
-    scratch = items.tables.scratch()
-    _C.adafactor_apply_(_launch(bucket, items.tables, items.tiles()), scratch.data_ptr())
-
-
-class _AdafactorItems(NamedTuple):
-    """The work of Adafactor's launches: tiles and lines of large tensors, and small ones whole."""
-
-    tables: Tables
-    is_small: Callable[[int, int, int], bool]  # of (batch, rows, cols)
-
-    def tiles(self, *, all_tensors: bool = False) -> torch.Tensor:
-        return self._of_large("tiles", _C.adafactor_tiles, all_tensors)
-
-    def lines(self, *, all_tensors: bool = False) -> torch.Tensor:
-        return self._of_large("lines", _C.adafactor_lines, all_tensors)
-
-    def visits(self) -> torch.Tensor:
-        return self.tables.tiles("adafactor visits", self.is_small)
-
-    def _of_large(self, name: str, counts: Counts, all_tensors: bool) -> torch.Tensor:
-        def of_large(*shape: int) -> int:
-            return 0 if self.is_small(*shape) else counts(*shape)
-
-        if all_tensors:
-            return self.tables.tiles(f"adafactor {name}", counts)
-        return self.tables.tiles(f"adafactor {name} of large tensors", of_large)
-
-
-def _adafactor_items(bucket: Bucket, launch: Launch) -> _AdafactorItems:
-    tables = bucket.tables(launch, _C.adafactor_scratch)
-    # Between the ops the sums of shards are added up over processes, so no op may do them alone.
-    sharded = tables.derived("some sharded", _some_sharded)
-    return _AdafactorItems(tables, _never if sharded else _C.adafactor_visited)
-
-
-def _never(batch: int, rows: int, cols: int) -> bool:
-    return False
-
-
-def _some_sharded(records: torch.Tensor) -> bool:
-    local, whole = records[:, _LOCAL_SIZES], records[:, _GLOBAL_SIZES]
-    return not torch.equal(local, whole)
+    _C.adafactor_apply_(_launch(tables, "tiles"), tables.scratch.data_ptr())
 
 
 def _addressed(items: torch.Tensor) -> tuple[int, int]:
     return items.data_ptr(), len(items)
 
 
-def _new(bucket: Bucket, numel: int) -> torch.Tensor:
-    return torch.empty(numel, dtype=torch.float32, device=bucket.key.device)
+def _new(tables: Tables, numel: int) -> torch.Tensor:
+    return torch.empty(numel, dtype=torch.float32, device=tables.key.device)
 
 
-def _launch(bucket: Bucket, tables: Tables, items: torch.Tensor):
-    """Return the extension's view of a launch. The tables must outlive the call it is given to."""
-    key = bucket.key
+def _launch(tables: Tables, name: str) -> Any:
+    """Return the extension's view of a launch over the map of this name.
+
+    The tables must outlive the call that it is given to.
+    """
+    key, items = tables.key, tables.maps[name]
     device, stream = 0, 0
     if key.device.type == "cuda":
         device = torch.cuda.current_device() if key.device.index is None else key.device.index

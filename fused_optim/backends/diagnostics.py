@@ -6,23 +6,18 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Sequence
 
 import torch
 
+from fused_optim import errors
 from fused_optim._version import __version__
 from fused_optim.backends import dispatch
-from fused_optim.optimizers.adafactor import Adafactor
-from fused_optim.optimizers.adamw import AdamW
-from fused_optim.optimizers.tf_compat import AdamWeightDecay
-from fused_optim.optimizers.torch_compat import Adafactor as TorchAdafactor
-from fused_optim.optimizers.torch_compat import Adam as TorchAdam
-from fused_optim.optimizers.torch_compat import AdamW as TorchAdamW
-
-_OPTIMIZERS = (AdamW, Adafactor, AdamWeightDecay, TorchAdamW, TorchAdam, TorchAdafactor)
+from fused_optim.ops import FAMILIES
 
 
-def info() -> str:
-    """Return a report of versions, devices and the backend of each optimizer, for a bug report.
+def report(optimizers: Sequence[type]) -> str:
+    """Return versions, devices and the backend of each of the optimizers, for a bug report.
 
     Raises:
         ValueError: the environment variable ``FUSED_OPTIM_BACKEND`` names no backend.
@@ -30,10 +25,10 @@ def info() -> str:
     lines = ["versions", *_aligned(_versions()), "", "devices", *_aligned(_devices())]
     lines += ["", "backend of each optimizer"]
     for device_type in _device_types():
-        rows = [(_name(cls), _choice(cls._updates[-1], device_type)) for cls in _OPTIMIZERS]
+        rows = [(errors.class_name(cls), _choice(_last_op(cls), device_type)) for cls in optimizers]
         lines += [f"  on {device_type}", *("  " + line for line in _aligned(rows))]
     lines += ["", "why not a faster one"]
-    lines += _aligned([(backend, _reasons(backend)) for backend in dispatch.BACKENDS[:-1]])
+    lines += _aligned([(name, _reasons(name, optimizers)) for name in dispatch.BACKENDS[:-1]])
     return "\n".join(lines)
 
 
@@ -73,20 +68,22 @@ def _choice(op: str, device_type: str) -> str:
     return f"{chosen} (named by {setting})" if by_variable else chosen
 
 
-def _reasons(backend: str) -> str:
+def _reasons(backend: str, optimizers: Sequence[type]) -> str:
     """Return why ``backend`` can't run some optimizer; the same reason is given once."""
     reasons: dict[str, list[str]] = {}
-    for cls in _OPTIMIZERS:
-        reason = dispatch.why_not(backend, cls._updates[-1])
-        reasons.setdefault(reason or "it works here, for CUDA tensors", []).append(_name(cls))
+    for cls in optimizers:
+        reason = dispatch.why_not(backend, _last_op(cls))
+        reasons.setdefault(reason or "it works here, for CUDA tensors", []).append(
+            errors.class_name(cls)
+        )
     if len(reasons) == 1:
         return next(iter(reasons))
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
-def _name(cls: type) -> str:
-    prefix = "torch_compat." if cls.__module__.endswith("torch_compat") else ""
-    return prefix + cls.__name__
+def _last_op(cls: type) -> str:
+    """Return the op that a backend lacks if it lacks any of an optimizer's."""
+    return FAMILIES[cls._family].updates[-1]
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

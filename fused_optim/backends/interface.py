@@ -1,25 +1,26 @@
-"""What a backend's op receives: a bucket of tensors and the parameters of one launch.
+"""What a backend's ops receive, and what a backend declares so that it can be made ready.
 
-The words are those of docs/kernel_contract.md.
+An op takes ``(work, launch)``. Eager's work is a `Bucket`: the tensors themselves and their rows.
+That of a backend with kernels is `Tables`: the same on the device, packed by the plan
+(`fused_optim.plan.tables`), with the maps and the scratch memory that the backend's ``needs(op,
+launch)`` asks for. No op calls up for more. The words are those of docs/kernel_contract.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim.ops import AccumulateRow, AdafactorRow, AdamWRow
+from fused_optim.ops import AdafactorRow, AdamWRow
 
-if TYPE_CHECKING:
-    from fused_optim.plan.tables import Counts, Plan, Tables
-
-Row = AdamWRow | AdafactorRow | AccumulateRow
+Row = AdamWRow | AdafactorRow
 
 
 class BucketKey(NamedTuple):
-    """What the tensors of one launch have in common, and nothing else does."""
+    """What the tensors of one bucket have in common; tensors that differ in it are in two."""
 
     op: str
     device: torch.device
@@ -50,40 +51,33 @@ STATE_FIELDS = tuple(field.name for field in dataclasses.fields(TensorEntry))[4:
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
-    """The tensors that one launch serves, and the scalars their rows select."""
+    """Tensors that are updated together, and the scalars that their rows select.
+
+    Attributes:
+        key: what they have in common.
+        entries: the tensors.
+        rows: the scalars; where a backend with kernels updates a capturable bucket, int32
+            ``[rows, 16]`` on the device.
+        backend: the name of the backend that updates them.
+        scratch: what the eager backend keeps between the ops of one step.
+    """
 
     key: BucketKey
     entries: list[TensorEntry] = dataclasses.field(default_factory=list)
-    rows: list[Row] = dataclasses.field(default_factory=list)
-    row_table: torch.Tensor | None = None  # capturable: the rows, packed on the device
-    row_index: dict[Any, int] = dataclasses.field(default_factory=dict)
-    scratch: Any = None  # what a backend keeps between the ops of one step
+    rows: list[Row] | torch.Tensor = dataclasses.field(default_factory=list)
     backend: str = "eager"
-    kept_plan: Plan | None = None  # tables of an earlier step, to be brought up to date
-    plan: Plan | None = None  # tables of this step, once they are packed
-
-    def tables(self, launch: Launch, scratch_size: Counts | None = None) -> Tables:
-        """Return what `fused_optim.plan.tables.tables_for` does; backends need not import it."""
-        from fused_optim.plan.tables import tables_for
-
-        return tables_for(self, launch, scratch_size)
+    scratch: Any = None
 
     def written(self) -> list[torch.Tensor]:
         """Return every tensor that an update of this bucket writes to."""
-        return [
-            tensor
-            for entry in self.entries
-            for tensor in (
-                *(entry.param, entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq),
-                *(entry.extra, entry.rms),
-            )
-            if tensor is not None
-        ]
+        fields = ("param", *STATE_FIELDS)
+        tensors = [getattr(entry, field) for entry in self.entries for field in fields]
+        return [tensor for tensor in tensors if tensor is not None]
 
 
 @dataclasses.dataclass(slots=True)
 class Launch:
-    """Parameters of one launch that are not per tensor. Tensors are float32 on the device.
+    """Parameters of one op's launches that are not per tensor. Tensors are float32 on the device.
 
     Attributes:
         grad_scale: ``[]`` gradients are divided by it, or None.
@@ -101,3 +95,79 @@ class Launch:
     clip_per_tensor: bool = False
     seed: int = 0
     sums_wanted: bool = True
+
+
+class Shape(NamedTuple):
+    """A tensor as a backend counts its work; an elementwise op's is one row.
+
+    ``sharded`` says whether any tensor of its bucket is a shard: between the ops the sums of shards
+    are added up over processes, so no op may do them alone.
+    """
+
+    batch: int
+    rows: int
+    cols: int
+    sharded: bool = False
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.batch * self.rows * self.cols
+
+
+Counts = Callable[[Shape], int]
+"""A tensor's number of tiles, or of float32 of scratch. Tensors without elements have none."""
+
+
+def of_shape(count: Callable[[int, int, int], int]) -> Counts:
+    """Return a function of (batch, rows, cols) as one of a `Shape`."""
+    return lambda shape: count(shape.batch, shape.rows, shape.cols)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Needs:
+    """What a backend's op reads beside records and rows.
+
+    Attributes:
+        maps: for each map that it walks, by name, how many entries a tensor has there.
+        scratch: how much scratch memory a tensor takes, or None. Where ops of a step hand something
+            on in it, each of them has to give the same function.
+    """
+
+    maps: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
+    scratch: Counts | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Tables:
+    """Everything that the kernels of one op read and that is not a constant of the backend.
+
+    Attributes:
+        key: the bucket's.
+        records: int64 ``[tensors, 24]``.
+        rows: int32 ``[rows, 16]``, bits of float32.
+        maps: for each map of the op's `Needs`, int32 ``[entries, 2]``: (tensor, 0 .. count - 1).
+        scratch: float32, at least what the records' ``scratch`` fields span; empty without need.
+        grad_scale: float32, one value; 1 where there is none.
+        found_inf: float32, one value; 0 where there is none.
+        clip: float32, one value or one per tensor; 1 where there is none.
+        clip_stride: 1 where ``clip`` has one value per tensor, else 0.
+        seed_low: low half of the seed, as the int32 of these bits.
+        seed_high: high half of the seed, likewise.
+        draws: whether anything is rounded at random.
+        some_empty: whether a tensor has no elements, so that no map names it.
+    """
+
+    key: BucketKey
+    records: torch.Tensor
+    rows: torch.Tensor
+    maps: Mapping[str, torch.Tensor]
+    scratch: torch.Tensor
+    grad_scale: torch.Tensor
+    found_inf: torch.Tensor
+    clip: torch.Tensor
+    clip_stride: int
+    seed_low: int
+    seed_high: int
+    draws: bool
+    some_empty: bool

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim.optimizers import validation
+from fused_optim import errors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,7 +40,7 @@ def check_whole(optimizer: Any, pending: list) -> None:
         return
     for group_index, index, param, _, _ in pending:
         if is_flat_shard(param):
-            where = validation.place(optimizer.param_groups[group_index], group_index, index)
+            where = errors.place(optimizer.param_groups[group_index], group_index, index)
             raise RuntimeError(
                 f"{type(optimizer).__name__}: {where} is a shard of FullyShardedDataParallel's, so "
                 "its gradient's norm is not that of the whole. Pass clip_group= with the process "

@@ -22,8 +22,6 @@ class AdafactorFamily(FusedOptimizer):
     """What every Adafactor here shares: its ops."""
 
     _family = "adafactor"
-    _statistics = "adafactor_statistics"
-    _updates = ("adafactor_finalise_", "adafactor_update_sums", "adafactor_apply_")
 
 
 def statistics_dtype(param: torch.Tensor) -> torch.dtype:

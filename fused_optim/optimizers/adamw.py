@@ -22,7 +22,6 @@ class AdamFamily(FusedOptimizer):
     """What every Adam here shares: its ops and its state."""
 
     _family = "adamw"
-    _updates = ("adamw_",)
 
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
         first, second = precision.resolve_state_dtype(group["state_dtype"], param.dtype)

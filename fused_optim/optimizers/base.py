@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 
-from fused_optim import precision
+from fused_optim import errors, precision
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, Row
 from fused_optim.distributed import clipping
+from fused_optim.ops import FAMILIES, GRADIENT_SUMS
 from fused_optim.optimizers import validation
 from fused_optim.optimizers.numerics import NumericsReport
 from fused_optim.optimizers.state_dicts import loading, saving
-from fused_optim.plan import capture, collect
-from fused_optim.plan import upload as plan_upload
+from fused_optim.plan import capture, collect, upload
 from fused_optim.plan.steady import Steady, increment_versions
 from fused_optim.plan.tables import Plan
-from fused_optim.precision import state
+from fused_optim.plan.work import Work
+from fused_optim.precision import checks, state
 from fused_optim.precision.export import Float32Weights
 
 if TYPE_CHECKING:
@@ -89,10 +90,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             ``max_grad_norm``.
     """
 
-    _family: ClassVar[str]
+    _family: ClassVar[str]  # one of `fused_optim.ops.FAMILIES`
     _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
-    _statistics: ClassVar[str | None] = None  # the op that comes before clipping, if one does
-    _updates: ClassVar[tuple[str, ...]]  # the ops that come after it
     _aliases: ClassVar[dict[str, str]] = {}
     _shows_torch_steps: ClassVar[bool] = False  # 0-d tensors in state dicts, as torch's are
     _attributes: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "clip_group", "seed")
@@ -126,7 +125,10 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         max_grad_norm: float | None = None,
         clip_group: ProcessGroup | None = None,
         seed: int = 0,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            validation.refuse_options(type(self), unknown, FusedOptimizer)
         self.backend = backend
         self.max_grad_norm = max_grad_norm
         self.clip_group = clip_group
@@ -169,8 +171,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> Row:
         """Return the scalars of a step; ``variant`` is what `_row_variant` returned.
 
-        Written with `fused_optim.optimizers.scalars`: in capturable groups ``step`` is a float64 tensor, with
-        one count for each parameter of this variant.
+        Written with `fused_optim.optimizers.scalars`: in capturable groups ``step`` is a float64
+        tensor, with one count for each parameter of this variant.
         """
         raise NotImplementedError
 
@@ -199,47 +201,31 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _check_members(self, group: dict[str, Any]) -> None:
         """Raise ValueError for parameters that do not go with what a group says of them."""
 
-    def _clip(self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None) -> None:
+    def _clip(self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None) -> None:
         """Set the launches' clip coefficients.
 
         Args:
-            launches: the buckets of the step.
-            sums: each bucket's sums of squared gradients, where a statistics op returned them.
+            launched: the work of the step, each with its launch.
+            sums: each work's sums of squared gradients, where a statistics op returned them.
         """
-        if self.max_grad_norm is None or not (launches or self.clip_group):
+        if self.max_grad_norm is None or not (launched or self.clip_group):
             return
-        self.grad_norm = self._global_norm(launches, sums)
+        self.grad_norm = self._global_norm(launched, sums)
         coefficient = (float(self.max_grad_norm) / (self.grad_norm + 1e-6)).clamp(max=1.0)
-        for bucket, launch in launches:
-            launch.clip = coefficient.to(bucket.key.device)
+        for work, launch in launched:
+            launch.clip = coefficient.to(work.key.device)
 
     def _global_norm(
-        self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None
+        self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None
     ) -> torch.Tensor:
-        """Return the norm of all gradients together, on the first bucket's device."""
+        """Return the norm of all gradients together, on the first work's device."""
         if sums is None:
-            sums = self._run("grad_square_sums", launches)
+            sums = [work.run(GRADIENT_SUMS, launch) for work, launch in launched]
         return clipping.total_norm(sums, self.clip_group, self.param_groups)
 
     def _clips_by_whole_norms(self) -> bool:
         """Return whether the norm of a shard, if a gradient were one, would be taken for all."""
         return self.max_grad_norm is not None and self.clip_group is None
-
-    def _run(self, op: str, launches: list[tuple[Bucket, Launch]]) -> list:
-        """Run one op on every bucket and return what it returned."""
-        return [self._run_one(op, bucket, launch) for bucket, launch in launches]
-
-    def _run_one(self, op: str, bucket: Bucket, launch: Launch) -> Any:
-        try:
-            return getattr(dispatch.load(bucket.backend), op)(bucket, launch)
-        except OSError as error:
-            # Triton's cache is a folder, and may fail like one: before anything ran, and, as an
-            # update's kernels are compiled together, before anything of this update did.
-            if bucket.backend != "triton" or not bucket.entries or bucket.key.capturable:
-                raise
-            dispatch.give_up("triton", error)
-            bucket.backend, bucket.plan = "eager", None
-            return getattr(dispatch.load("eager"), op)(bucket, launch)
 
     # torch's contract.
 
@@ -279,19 +265,19 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         """Check a new group and its parameters."""
         group = self.settings(self.param_groups[group_index])
         self._check_settings(group, group_index)
-        with validation.naming(f"{type(self).__name__}, group {group_index}: "):
+        with errors.naming(f"{type(self).__name__}, group {group_index}: "):
             self._check_new_group(group)
         for index, param in enumerate(group["params"]):
-            if not validation.trains(param):  # it is checked once it has a gradient
+            if not checks.trains(param):  # it is checked once it has a gradient
                 continue
-            where = f"{type(self).__name__}: {validation.place(group, group_index, index)}"
-            validation.check_param(param, where)
-            with validation.naming(f"{where}: "):
+            where = f"{type(self).__name__}: {errors.place(group, group_index, index)}"
+            checks.check_param(param, where)
+            with errors.naming(f"{where}: "):
                 precision.resolve_mode(group["low_precision"], param.dtype)
 
     def _check_attributes(self) -> None:
         """Raise for options of the whole optimizer that can't be used; they may be written to."""
-        dispatch.check_backend(self.backend, self._updates[-1])
+        dispatch.check_backend(self.backend, FAMILIES[self._family].updates[-1])
         if self.max_grad_norm is not None:
             validation.check_number(self.max_grad_norm, "max_grad_norm", low=0.0)
         clipping.check_group(self.clip_group)
@@ -300,7 +286,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             raise ValueError(f"Invalid seed: {seed!r} - should be an integer in [0, 2**64)")
 
     def _check_settings(self, settings: dict[str, Any], group_index: int) -> None:
-        with validation.naming(f"{type(self).__name__}, group {group_index}: "):
+        with errors.naming(f"{type(self).__name__}, group {group_index}: "):
             validation.check_common(settings)
             self._check_group(settings)
 
@@ -360,7 +346,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         on_device = all(group["capturable"] for group in settings)
         if found_inf is not None and not on_device and found_inf.item() != 0:
             return loss
-        captures = plan_upload.capturing()
+        captures = upload.capturing()
         known, self._steady = self._steady, None  # a step that raises leaves none to go on from
         try:
             if captures or known is None or not known.step(self, settings, self._run_step):
@@ -381,7 +367,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
         """Make a step that takes nothing over from the last one but device tables."""
         for index, group in enumerate(self.param_groups):
-            with validation.naming(f"{type(self).__name__}, group {index}: "):
+            with errors.naming(f"{type(self).__name__}, group {index}: "):
                 self._check_members(group)
         pending = collect.parameters_with_gradients(self)
         kinds = collect.kinds(self, [(index, param) for index, _, param, _, _ in pending])
@@ -395,29 +381,41 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
         homes = collect.sorted_into_buckets(self, pending, kinds)
+        row_keys, count = collect.give_rows(self, pending, homes, found_inf)
         buckets = list({id(bucket): bucket for bucket, _ in homes}.values())
-        for bucket in buckets:
-            bucket.kept_plan = None if captures else self._plans.get((bucket.key, bucket.backend))
-        count = collect.give_rows(self, pending, homes, found_inf)
-        self._run_step(buckets)
+        works = [self._work_on(bucket, anew=captures) for bucket in buckets]
+        self._run_step(works)
         count()
-        for bucket in buckets:
-            if bucket.plan is not None:
-                increment_versions(bucket.written())
-        if not captures:  # capture.py, note: [capture]
-            capture.prepare_capture(buckets)
-            self._plans = {(b.key, b.backend): b.plan for b in buckets if b.plan is not None}
+        for work in works:
+            increment_versions(work.written())
+        if not captures:  # fused_optim/plan/capture.py, note: [capture]
+            plans = [work.plan for work in works if work.plan is not None]
+            capture.prepare_capture(plans)
+            self._plans = {(plan.key, plan.backend): plan for plan in plans}
             lasts = pending and not torch.is_inference_mode_enabled()
             lasts = lasts and Steady.holds_for(pending, kinds)
-            self._steady = Steady(self, pending, kinds, buckets) if lasts else None
+            self._steady = Steady(self, pending, kinds, works, row_keys) if lasts else None
 
-    def _run_step(self, buckets: list[Bucket]) -> None:
-        """Run the ops of a step on its buckets."""
-        launches = [(bucket, self._launch(bucket.key.device)) for bucket in buckets]
-        sums = self._run(self._statistics, launches) if self._statistics else None
-        self._clip(launches, sums)
-        for op in self._updates:
-            self._run(op, launches)
+    def _work_on(self, bucket: Bucket, *, anew: bool) -> Work:
+        """Return the work on a bucket, its tables made ready where its backend reads tables."""
+        if bucket.backend == "eager":
+            return Work(bucket.key, bucket, None)
+        plan = None if anew else self._plans.get((bucket.key, bucket.backend))
+        if plan is None:
+            plan = Plan(bucket.key, bucket.backend)
+        plan.pack(bucket)
+        return Work(bucket.key, bucket, plan)
+
+    def _run_step(self, works: list[Work]) -> None:
+        """Run the ops of a step."""
+        launched = [(work, self._launch(work.key.device)) for work in works]
+        family, sums = FAMILIES[self._family], None
+        if family.statistics is not None:
+            sums = [work.run(family.statistics, launch) for work, launch in launched]
+        self._clip(launched, sums)
+        for op in family.updates:
+            for work, launch in launched:
+                work.run(op, launch)
 
     def init_state(self) -> None:
         """Create the state of every parameter now, so that a lack of memory shows at once.

@@ -1,8 +1,8 @@
 """The next step, worked out on the eager backend's own functions and thrown away.
 
-What it counts is for `fused_optim.optimizers.numerics` to judge. Nothing is written, no temporary is larger
-than a block, but for the second moments of Adafactor's vectors, and nothing waits for a device
-until all is counted.
+What it counts is for `fused_optim.optimizers.numerics` to judge. Nothing is written, no temporary
+is larger than a block, but for the second moments of Adafactor's vectors, and nothing waits for a
+device until all is counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from fused_optim.backends.eager import adafactor_stages as stages
 from fused_optim.backends.eager.gradients import preparation
 from fused_optim.backends.eager.tiles import part
 from fused_optim.backends.interface import STATE_FIELDS, Bucket, Launch, TensorEntry
+from fused_optim.ops import FAMILIES
 from fused_optim.plan import collect
+from fused_optim.plan.work import Work
 from fused_optim.precision import encoding, state
 
 _STATISTICS = ("exp_avg_sq", "max_exp_avg_sq")  # what Adafactor writes before it updates
@@ -76,12 +78,13 @@ class Examined:
 def examine(optimizer: Any, pending: list) -> list[Examined]:
     """Work the step out and return every parameter's counts, as numbers."""
     kinds = collect.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
+    family = FAMILIES[optimizer._family]
     buckets: dict[Any, Bucket] = {}
     members: dict[Any, list[Examined]] = {}
     for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
         bucket = buckets.setdefault(kind.key, Bucket(kind.key))
         found = optimizer.state.get(param, {})
-        entry = _entry(param, grad, found, kind.spec, optimizer._statistics is not None)
+        entry = _entry(param, grad, found, kind.spec, family.statistics is not None)
         entry.row, entry.number = len(bucket.rows), number
         group = optimizer.settings(optimizer.param_groups[group_index])
         variant = optimizer._row_variant(group, index, param)
@@ -92,9 +95,10 @@ def examine(optimizer: Any, pending: list) -> list[Examined]:
         )
     launches = [(bucket, Launch(seed=optimizer.seed)) for bucket in buckets.values()]
     sums = None
-    if optimizer._statistics is not None:
+    if family.statistics is not None:
         sums = [adafactor.adafactor_statistics(bucket, launch) for bucket, launch in launches]
-    optimizer._clip(launches, sums)
+    works = [(Work(bucket.key, bucket, None), launch) for bucket, launch in launches]
+    optimizer._clip(works, sums)
     walk = _walk_adamw if sums is None else _walk_adafactor
     for bucket, launch in launches:
         for one in members[bucket.key]:

@@ -9,9 +9,6 @@ import torch
 from torch import nn
 
 from fused_optim import precision
-from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import AccumulateRow
 
 _REMEDY = "pass a list with a tensor or None for each parameter: [p.grad for p in parameters]"
 
@@ -81,17 +78,13 @@ class GradientAccumulator:
         buffers = self._buffers or [self._buffer(gradient) for gradient in gradients]
         if len(buffers) != len(gradients):
             raise ValueError(f"Expected {len(buffers)} gradients, but got {len(gradients)}")
-        buckets: dict[BucketKey, Bucket] = {}
+        added: list[tuple[torch.Tensor, torch.Tensor]] = []
         for index, (buffer, gradient) in enumerate(zip(buffers, gradients, strict=True)):
-            if buffer is None or gradient is None:
-                continue
-            self._check(index, buffer, gradient)
-            key = BucketKey("accumulate", buffer.device, buffer.dtype, "nearest", False, False)
-            bucket = buckets.setdefault(key, Bucket(key, rows=[AccumulateRow()]))
-            bucket.entries.append(TensorEntry(buffer, gradient))
-        for key, bucket in buckets.items():
-            backend = dispatch.load(dispatch.choose("auto", "accumulate_", key.device, key.dtype))
-            backend.accumulate_(bucket, Launch())
+            if buffer is not None and gradient is not None:
+                self._check(index, buffer, gradient)
+                added.append((buffer, gradient))
+        if added:
+            torch._foreach_add_(*map(list, zip(*added, strict=True)))
         self._buffers = buffers
         self._step += 1
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fused_optim import errors
 from fused_optim.backends.interface import STATE_FIELDS
 from fused_optim.optimizers import dry_step, validation
 from fused_optim.plan import collect
@@ -121,7 +122,7 @@ def _findings(optimizer: Any, one: dry_step.Examined, threshold: float) -> Itera
         if count and (kind != "vanishing" or fraction > threshold):
             yield Finding(
                 kind=kind,
-                parameter=validation.place(group, *one.place),
+                parameter=errors.place(group, *one.place),
                 name=names[one.place[1]] if names else None,
                 group=one.place[0],
                 index=one.place[1],

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_optim.backends.interface import Bucket, Launch
+from fused_optim import errors
+from fused_optim.backends.interface import Launch
 from fused_optim.ops import AdamWRow
 from fused_optim.optimizers import adam_scalars, validation
 from fused_optim.optimizers.adamw import AdamFamily
 from fused_optim.optimizers.base import CommonOptions
+from fused_optim.plan.work import Work
 from fused_optim.schedules import PolynomialDecay, WarmUp
 
 if TYPE_CHECKING:
@@ -222,9 +224,7 @@ class AdamWeightDecay(AdamFamily):
         if self.learning_rate is None:
             return None
         rate = self.learning_rate(count)
-        with validation.naming(
-            f"{type(self).__name__}: learning_rate({count}) returned a bad rate. "
-        ):
+        with errors.naming(f"{type(self).__name__}: learning_rate({count}) returned a bad rate. "):
             validation.check_number(rate, "learning rate", low=0.0)
         return float(rate)
 
@@ -260,23 +260,23 @@ class AdamWeightDecay(AdamFamily):
         together = self.global_clipnorm is not None and self.clip_group is None
         return together or super()._clips_by_whole_norms()
 
-    def _clip(self, launches: list[tuple[Bucket, Launch]], sums: list[torch.Tensor] | None) -> None:
-        if not (launches or self.clip_group):
+    def _clip(self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None) -> None:
+        if not (launched or self.clip_group):
             return
         if self.clipnorm is not None:
             clipnorm = float(self.clipnorm)
-            sums = self._run("grad_square_sums", launches)
-            for (_, launch), squares in zip(launches, sums, strict=True):
+            for work, launch in launched:
+                squares = work.run("grad_square_sums", launch)
                 launch.clip = clipnorm / squares.sqrt().clamp(min=clipnorm)
                 launch.clip_per_tensor = True
         elif self.global_clipnorm is not None:
-            self.grad_norm = self._global_norm(launches, sums)
+            self.grad_norm = self._global_norm(launched, sums)
             bound = float(self.global_clipnorm)
             coefficient = bound / self.grad_norm.clamp(min=bound)
-            for bucket, launch in launches:
-                launch.clip = coefficient.to(bucket.key.device)
+            for work, launch in launched:
+                launch.clip = coefficient.to(work.key.device)
         else:
-            super()._clip(launches, sums)
+            super()._clip(launched, sums)
 
 
 def create_optimizer(

@@ -94,8 +94,8 @@ class Adam(_Adam):
         fused: see ``foreach``.
         decoupled_weight_decay: decay as `AdamW` does.
         **common: ``backend``, ``low_precision``, ``state_dtype``, ``max_grad_norm`` and ``seed``;
-            see `fused_optim.optimizers.base.FusedOptimizer`. Here ``state_dtype=None`` is the default:
-            bfloat16 for 16-bit parameters, float32 for float32.
+            see `fused_optim.optimizers.base.FusedOptimizer`. Here ``state_dtype=None`` is the
+            default: bfloat16 for 16-bit parameters, float32 for float32.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a parameter can't be optimized.

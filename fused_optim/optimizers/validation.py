@@ -5,31 +5,15 @@ Every check runs before anything is changed.
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from fused_optim import precision
-
-
-@contextlib.contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Begin the message of a ValueError with what it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(where + str(error)) from None
-
-
-def place(group: dict[str, Any], group_index: int, index: int) -> str:
-    """Return how errors call a parameter: by number, group and, where it has one, name."""
-    names = group.get("param_names")
-    name = f" ({names[index]!r})" if names and index < len(names) else ""
-    return f"parameter {index}{name} of group {group_index}"
+from fused_optim import errors, precision
 
 
 def check_params(params: list[Any]) -> None:
@@ -39,90 +23,6 @@ def check_params(params: list[Any]) -> None:
         raise ValueError(
             "a parameter occurs twice in one group; list each parameter once "
             "(tied weights count as one)"
-        )
-
-
-def trains(param: torch.Tensor) -> bool:
-    """Return whether a parameter is to be updated: frozen and lazy ones are not, as yet."""
-    return param.requires_grad and not torch.nn.parameter.is_lazy(param)
-
-
-def check_param(param: torch.Tensor, where: str) -> None:
-    """Refuse parameters that can't be updated: complex, integer, sparse, overlapping, sharded."""
-    if is_sharded(param):
-        raise NotImplementedError(
-            f"{where} is a DTensor; sharded parameters (FSDP2, tensor parallel) are not supported "
-            "by this version, replicated ones (DistributedDataParallel) are"
-        )
-    if param.is_complex():
-        raise ValueError(
-            f"{where} is {param.dtype}; complex parameters are not supported, optimize "
-            "torch.view_as_real(p) instead"
-        )
-    if param.dtype not in precision.SUPPORTED_DTYPES:
-        raise ValueError(
-            f"{where} is {param.dtype}; parameters must be float32, float64, float16 or bfloat16"
-        )
-    if param.layout is not torch.strided:
-        raise ValueError(f"{where} has layout {param.layout}; only dense parameters are supported")
-    if param.is_neg():
-        raise ValueError(f"{where} is a view that shows its memory negated; pass p.resolve_neg()")
-    fault = memory_fault(param)
-    if fault is not None:
-        raise ValueError(f"{where} {fault}; pass p.contiguous() or the tensor it was made from")
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Return whether a tensor is a DTensor, whose shape is not that of its memory here."""
-    return hasattr(tensor, "device_mesh")
-
-
-def memory_fault(tensor: torch.Tensor) -> str | None:
-    """Return what is wrong with the memory of a dense tensor that is written to, or None."""
-    if overlaps(tensor):
-        return (
-            f"has elements that share memory (strides {tensor.stride()} for shape "
-            f"{tuple(tensor.shape)})"
-        )
-    return memory_missing(tensor)
-
-
-def memory_missing(tensor: torch.Tensor) -> str | None:
-    """Return how far a dense tensor reaches beyond its memory, which somebody freed, or None."""
-    if tensor.numel() == 0:
-        return None
-    last = sum(st * (size - 1) for st, size in zip(tensor.stride(), tensor.shape, strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    there = tensor.untyped_storage().nbytes()
-    return None if needed <= there else f"needs {needed} bytes, but its memory has {there}"
-
-
-def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str) -> None:
-    """Refuse gradients that no backend can use."""
-    if not isinstance(grad, torch.Tensor):
-        raise RuntimeError(f"{optimizer}: the main_grad of {where} is {grad!r}, not a tensor")
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"{optimizer} does not support sparse gradients: that of {where} has layout "
-            f"{grad.layout}. Use sparse=False in the embedding, or torch.optim.SparseAdam"
-        )
-    if is_sharded(grad):
-        raise RuntimeError(
-            f"{optimizer}: the gradient of {where} is a DTensor and the parameter is none; use "
-            "grad.to_local(), or shard both"
-        )
-    if grad.dtype not in precision.SUPPORTED_DTYPES:
-        raise RuntimeError(f"{optimizer}: the gradient of {where} is {grad.dtype}, not a float")
-    if grad.shape != param.shape or grad.device != param.device:
-        raise RuntimeError(
-            f"{optimizer}: the gradient of {where} has shape {tuple(grad.shape)} on {grad.device}, "
-            f"the parameter {tuple(param.shape)} on {param.device}; they must agree"
-        )
-    missing = memory_missing(grad)
-    if missing is not None:
-        raise RuntimeError(
-            f"{optimizer}: the gradient of {where} {missing}; its storage was resized after "
-            "backward, which has to run again"
         )
 
 
@@ -268,15 +168,18 @@ def check_common(group: dict[str, Any]) -> None:
     check_flag(group["capturable"], "capturable")
 
 
-def overlaps(tensor: torch.Tensor) -> bool:
-    """Return whether two elements may share memory (exact for the strides that views produce)."""
-    if tensor.numel() == 0:
-        return False
-    reach = 0
-    dims = sorted((st, size) for st, size in zip(tensor.stride(), tensor.shape, strict=True))
-    for stride, size in dims:
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += stride * (size - 1)
-    return False
+def refuse_options(cls: type, names: Iterable[str], base: type) -> None:
+    """Raise TypeError for options that ``cls`` lacks, with the class that has them, if one does.
+
+    The classes that are asked are the subclasses of ``base``, those of the same name first.
+    """
+    name = next(iter(names))
+    others, known = list(base.__subclasses__()), []
+    while others:
+        known.append(others.pop(0))
+        others += known[-1].__subclasses__()
+    known.sort(key=lambda other: other.__name__ != cls.__name__)
+    has = [other for other in known if name in inspect.signature(other.__init__).parameters]
+    public = [errors.class_name(other) for other in has if not other.__name__.startswith("_")]
+    remedy = f"; {public[0]} has it" if public else ""
+    raise TypeError(f"{errors.class_name(cls)} has no option {name!r}{remedy}")

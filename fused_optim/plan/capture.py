@@ -18,26 +18,19 @@ from typing import Any
 
 import torch
 
+from fused_optim import errors
 from fused_optim.backends.interface import Bucket, Row, TensorEntry
 from fused_optim.ops import ROW_SIZE, float_fields
-from fused_optim.optimizers import validation
-from fused_optim.plan import upload as plan_upload
-
-STEP_DTYPE = torch.int64  # torch's float32 stops counting at 2**24
+from fused_optim.plan import upload
+from fused_optim.plan.tables import Plan
+from fused_optim.precision import checks, state_values
 
 
 def make_lr_tensor(group: dict[str, Any]) -> None:
     """Make a capturable group's learning rate a tensor, which schedulers then write in place."""
-    lr, params = group.get("lr"), sorted(group["params"], key=validation.trains, reverse=True)
+    lr, params = group.get("lr"), sorted(group["params"], key=checks.trains, reverse=True)
     if isinstance(lr, numbers.Real) and params:
         group["lr"] = torch.tensor(float(lr), dtype=torch.float64, device=params[0].device)
-
-
-def step_tensor(step: Any, device: torch.device) -> torch.Tensor:
-    """Return a step count as a capturable parameter's state holds it."""
-    if not isinstance(step, torch.Tensor):
-        return torch.tensor(step, device=device, dtype=STEP_DTYPE)
-    return step.reshape(()).to(device=device, dtype=STEP_DTYPE)
 
 
 def check_capture(optimizer, pending: list) -> None:
@@ -69,18 +62,18 @@ def check_capture(optimizer, pending: list) -> None:
                 "with fill_()"
             )
         if "step" not in optimizer.state[param]:
-            where = validation.place(group, index, place)
+            where = errors.place(group, index, place)
             raise RuntimeError(
                 f"{name}: {where} has no state yet, and a graph that creates it would reset it at "
                 "each replay; run a step on a side stream before the capture"
             )
 
 
-def prepare_capture(buckets: list[Bucket]) -> None:
-    """Reserve what a captured step like this one needs and could not allocate."""
-    plans = [b.plan for b in buckets if b.key.capturable and b.plan is not None]
+def prepare_capture(plans: list[Plan]) -> None:
+    """Reserve what a captured step like one with these plans needs and could not allocate."""
+    plans = [plan for plan in plans if plan.key.capturable]
     if plans:
-        plan_upload.reserve_for_capture(sum(plan.uploaded_bytes() for plan in plans))
+        upload.reserve_for_capture(sum(plan.uploaded_bytes() for plan in plans))
 
 
 def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
@@ -93,7 +86,7 @@ def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
     for device, there in by_device.items():
         one: Any = 1
         if found_inf is not None:
-            one = (found_inf.to(device).reshape(()) == 0).to(STEP_DTYPE)
+            one = (found_inf.to(device).reshape(()) == 0).to(state_values.STEP_DTYPE)
         torch._foreach_add_(there, one)
 
 
@@ -115,7 +108,7 @@ class DeviceRows:
         """Give the bucket its rows: a table on the device, or for eager Python doubles.
 
         Args:
-            bucket: gets ``row_table`` or ``rows``, and its entries the indices of their rows.
+            bucket: gets its ``rows``, and its entries the indices of theirs.
             row_of: (group index, step count or counts, variant) to a row.
         """
         parts, first = [], 0
@@ -130,7 +123,7 @@ class DeviceRows:
                 counts = torch.stack(steps).clamp(min=1).to(torch.float64)
                 parts.append(row_table(row_of(group, counts, variant), len(steps)))
         if parts:
-            bucket.row_table = torch.cat(parts)
+            bucket.rows = torch.cat(parts)
 
 
 def row_table(row: Row, count: int) -> torch.Tensor:

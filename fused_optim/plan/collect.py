@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim import precision
+from fused_optim import errors, precision
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, TensorEntry
-from fused_optim.optimizers import validation
+from fused_optim.ops import FAMILIES
 from fused_optim.plan import capture
 from fused_optim.plan import records as plan_records
-from fused_optim.precision import state
+from fused_optim.precision import checks, state
 
 Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
 """(group index, index in the group, parameter, gradient, number in ``state_dict`` order)."""
+
+RowKey = tuple[int, int, Hashable]
+"""What a row's scalars depend on: (group index, step count, variant)."""
 
 
 class Kind(NamedTuple):
@@ -45,9 +48,9 @@ def parameters_with_gradients(optimizer) -> list[Pending]:
             grad = param.grad
         if grad is None:
             continue
-        where = validation.place(optimizer.param_groups[group_index], group_index, index)
-        validation.check_param(param, f"{name}: {where}")
-        validation.check_gradient(grad, param, name, where)
+        where = errors.place(optimizer.param_groups[group_index], group_index, index)
+        checks.check_param(param, f"{name}: {where}")
+        checks.check_gradient(grad, param, name, where)
         # Kernels see memory alone.
         grad = grad.clone() if grad._is_zerotensor() else grad.resolve_neg()
         if id(param) in seen:
@@ -65,9 +68,9 @@ def trained_parameters(optimizer) -> list[Pending]:
     """
     found: list[Pending] = []
     for group_index, index, param, number in _numbered(optimizer):
-        if validation.trains(param):
-            where = validation.place(optimizer.param_groups[group_index], group_index, index)
-            validation.check_param(param, f"{type(optimizer).__name__}: {where}")
+        if checks.trains(param):
+            where = errors.place(optimizer.param_groups[group_index], group_index, index)
+            checks.check_param(param, f"{type(optimizer).__name__}: {where}")
             found.append((group_index, index, param, param, number))
     return found
 
@@ -90,8 +93,8 @@ def check_states(optimizer, pending: list[Pending], kinds: list[Kind]) -> None:
     for (group_index, index, param, _, _), kind in zip(pending, kinds, strict=True):
         found = optimizer.state.get(param)
         if found:
-            where = validation.place(optimizer.param_groups[group_index], group_index, index)
-            with validation.naming(f"{type(optimizer).__name__}: {where}: "):
+            where = errors.place(optimizer.param_groups[group_index], group_index, index)
+            with errors.naming(f"{type(optimizer).__name__}: {where}: "):
                 state.check(param, found, kind.spec, kind.key.capturable)
 
 
@@ -117,7 +120,7 @@ def _kind(optimizer, group: dict[str, Any], param: torch.Tensor) -> Kind:
     spec = optimizer._state_spec(group, param) + state.extra_tensor(mode, dtype)
     by_field = {tensor.field: tensor.key for tensor in spec}
     keys = tuple(by_field.get(field) for field in STATE_FIELDS)
-    backend = dispatch.choose(optimizer.backend, optimizer._updates[-1], device, dtype)
+    backend = dispatch.choose(optimizer.backend, FAMILIES[key.op].updates[-1], device, dtype)
     return Kind(key, spec, keys, backend)
 
 
@@ -137,7 +140,7 @@ def sorted_into_buckets(
         if backend != "eager" and not plan_records.fits(entry, key):
             backend = "eager"
         if key.capturable and backend == "eager" and key.device.type != "cpu":
-            where = validation.place(optimizer.param_groups[group_index], group_index, index)
+            where = errors.place(optimizer.param_groups[group_index], group_index, index)
             raise NotImplementedError(
                 f"{type(optimizer).__name__}: {where} is {key.dtype} on {key.device}, where only "
                 "the eager backend can update it, and that reads step counts back; use "
@@ -156,17 +159,19 @@ def give_rows(
     pending: list[Pending],
     homes: list[tuple[Bucket, TensorEntry]],
     found_inf: torch.Tensor | None,
-) -> Callable[[], None]:
+) -> tuple[dict[int, list[RowKey]], Callable[[], None]]:
     """Give the buckets the rows of the step that comes, and the entries their indices.
 
     Step counts on a device are advanced here, since rows are computed from them.
 
     Returns:
-        What advances the other step counts. It is to be called once the step is made.
+        By a bucket's id, what its rows are of, with nothing for capturable buckets; and what
+        advances the other step counts, to be called once the step is made.
     """
     steps: list[torch.Tensor] = []
     counted: list[tuple[dict[str, Any], int]] = []
     on_device: dict[int, tuple[Bucket, capture.DeviceRows]] = {}
+    row_index: dict[int, dict[RowKey, int]] = {}
     groups = [optimizer.settings(group) for group in optimizer.param_groups]
     for (group_index, index, param, _, _), (bucket, entry) in zip(pending, homes, strict=True):
         group, param_state = groups[group_index], optimizer.state[param]
@@ -178,12 +183,11 @@ def give_rows(
             continue
         step = param_state["step"] + 1
         counted.append((param_state, step))
-        row_key = (group_index, step, variant)
-        row = bucket.row_index.get(row_key)
-        if row is None:
-            row = bucket.row_index[row_key] = len(bucket.rows)
+        row_key, known = (group_index, step, variant), row_index.setdefault(id(bucket), {})
+        if row_key not in known:
+            known[row_key] = len(bucket.rows)
             bucket.rows.append(optimizer._row(group, step, variant))
-        entry.row = row
+        entry.row = known[row_key]
     capture.advance(steps, found_inf)
     for bucket, rows in on_device.values():
         rows.fill(bucket, lambda g, s, v: optimizer._row(groups[g], s, v))
@@ -192,4 +196,4 @@ def give_rows(
         for param_state, step in counted:
             param_state["step"] = step
 
-    return count
+    return {bucket: list(known) for bucket, known in row_index.items()}, count

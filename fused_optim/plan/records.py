@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 
 import torch
 
 from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
-from fused_optim.ops import RECORD_SIZE, AdafactorRow, AdamWRow, float_fields
+from fused_optim.ops import FAMILIES, RECORD_SIZE, ROW_SIZE, ROWS, Family, float_fields
 from fused_optim.plan import layout as plan_layout
 from fused_optim.precision import DTYPE_TAGS
 
 _ALIGNED = 1
 _VECTOR_BYTES = 16
 _LARGEST_FLOAT32 = 3.4028235677973366e38  # half an ulp beyond it, doubles round to infinity
-
-_ROW_FORMAT = {AdamWRow: struct.Struct("=11fI16x"), AdafactorRow: struct.Struct("=13fII4x")}
-_ACCUMULATE_FORMAT = struct.Struct("=f60x")
 
 
 @dataclasses.dataclass(slots=True)
@@ -37,25 +35,26 @@ class Packed:
     aligned_but_grad: torch.Tensor
 
 
-def per_element(entry: TensorEntry, op: str) -> list[torch.Tensor | None]:
+def per_element(entry: TensorEntry, family: Family) -> list[torch.Tensor | None]:
     """Return the tensors of fields 0 to 5 that have one element for each of the parameter's."""
-    moments = [entry.exp_avg_sq, entry.max_exp_avg_sq] if op == "adamw" else [None, None]
+    moments = [entry.exp_avg_sq, entry.max_exp_avg_sq] if family.elementwise else [None, None]
     return [entry.param, entry.grad, entry.exp_avg, *moments, entry.extra]
 
 
-def order_matters(entry: TensorEntry, op: str, mode: str) -> bool:
+def order_matters(entry: TensorEntry, family: Family, mode: str) -> bool:
     """Return whether results depend on which logical element a kernel takes a value for."""
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     rounds = any(t is not None and t.dtype is torch.bfloat16 for t in moments)
-    return rounds or mode == "stochastic" or (op == "adafactor" and entry.param.dim() > 1)
+    return rounds or mode == "stochastic" or (not family.elementwise and entry.param.dim() > 1)
 
 
 def fits(entry: TensorEntry, key: BucketKey) -> bool:
     """Return whether an entry can be recorded: it needs no more dimensions than a block has."""
     if entry.param.dim() <= plan_layout.MAX_DIMS:
         return True
-    tensors = per_element(entry, key.op)
-    ordered = order_matters(entry, key.op, key.mode)
+    family = FAMILIES[key.op]
+    tensors = per_element(entry, family)
+    ordered = order_matters(entry, family, key.mode)
     return (
         plan_layout.walks_memory(tensors, ordered=ordered) or plan_layout.block(tensors) is not None
     )
@@ -68,10 +67,10 @@ def pack(bucket: Bucket) -> Packed:
         ValueError: a tensor needs a layout block of more than 8 dimensions.
     """
     rows, blocks, block_of, aligned = [], [], [], []
-    op, mode = bucket.key.op, bucket.key.mode
+    family, mode = FAMILIES[bucket.key.op], bucket.key.mode
     for index, entry in enumerate(bucket.entries):
-        tensors = per_element(entry, op)
-        ordered = order_matters(entry, op, mode)
+        tensors = per_element(entry, family)
+        ordered = order_matters(entry, family, mode)
         walks = entry.param.numel() == 0 or plan_layout.walks_memory(tensors, ordered=ordered)
         if not walks:
             block = plan_layout.block(tensors)
@@ -79,7 +78,7 @@ def pack(bucket: Bucket) -> Packed:
                 raise ValueError("a tensor has too many dimensions for a layout block")
             blocks.append(block)
             block_of.append(index)
-        record = _record(entry, op)
+        record = _record(entry, family)
         others = [record[0], *record[2:6]]
         aligned.append(int(walks and all(a % _VECTOR_BYTES == 0 for a in others)))
         record[15] = _ALIGNED * (aligned[-1] and record[1] % _VECTOR_BYTES == 0)
@@ -100,11 +99,11 @@ def matrix_shape(shape: torch.Size) -> tuple[int, int, int]:
     return shape[:-2].numel(), shape[-2], shape[-1]
 
 
-def _record(entry: TensorEntry, op: str) -> list[int]:
+def _record(entry: TensorEntry, family: Family) -> list[int]:
     param, numel = entry.param, entry.param.numel()
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     tensors = (param, entry.grad, *moments, entry.extra, entry.rms)
-    batch, rows, cols = matrix_shape(param.shape) if op == "adafactor" else (1, 1, numel)
+    batch, rows, cols = (1, 1, numel) if family.elementwise else matrix_shape(param.shape)
     return [
         *(0 if t is None else t.data_ptr() for t in tensors),
         *(0, numel, 0, entry.row, entry.number),  # layout, numel, first_element, row, number
@@ -115,13 +114,20 @@ def _record(entry: TensorEntry, op: str) -> list[int]:
     ]
 
 
+@functools.cache
+def _row_format(row: type) -> struct.Struct:
+    """Return how the fields of a registered row are packed; KeyError for any other."""
+    floats = float_fields(ROWS[row].row)
+    words = len(dataclasses.fields(row)) - floats
+    return struct.Struct(f"={floats}f{words}I{4 * (ROW_SIZE - floats - words)}x")
+
+
 def _packed_row(row) -> bytes:
-    if type(row) not in _ROW_FORMAT:
-        return _ACCUMULATE_FORMAT.pack(row.grad_mul)
+    form = _row_format(type(row))
     values, split = dataclasses.astuple(row), float_fields(type(row))
     floats, words = values[:split], [word & 0xFFFFFFFF for word in values[split:]]
     try:
-        return _ROW_FORMAT[type(row)].pack(*floats, *words)
+        return form.pack(*floats, *words)
     except OverflowError:  # struct refuses what a conversion would round to infinity
         floats = [float("inf") * x if _LARGEST_FLOAT32 <= abs(x) else x for x in floats]
-        return _ROW_FORMAT[type(row)].pack(*floats, *words)
+        return form.pack(*floats, *words)

@@ -20,7 +20,10 @@ from typing import Any
 import torch
 
 from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
-from fused_optim.optimizers import validation
+from fused_optim.plan.collect import Kind, Pending, RowKey
+from fused_optim.plan.tables import Plan
+from fused_optim.plan.work import Work
+from fused_optim.precision import checks
 
 _data_ptr = torch.Tensor.data_ptr
 _is_contiguous = torch.Tensor.is_contiguous
@@ -54,17 +57,23 @@ class _KnownGroup:
 @dataclasses.dataclass(slots=True)
 class _KnownBucket:
     key: BucketKey
-    backend: str
-    plan: Any
+    plan: Plan | None
     members: list[int]  # indices into the updated parameters
-    rows: list[tuple[int, int, Hashable]]  # (group index, step, variant)
+    rows: list[RowKey]
     entries: list[tuple]  # eager: (row, number, keys of the state) of each member
 
 
 class Steady:
     """What the last step found, to be compared with what the next one finds."""
 
-    def __init__(self, optimizer, pending: list, kinds: list, buckets: list[Bucket]) -> None:
+    def __init__(
+        self,
+        optimizer,
+        pending: list[Pending],
+        kinds: list[Kind],
+        works: list[Work],
+        row_keys: dict[int, list[RowKey]],
+    ) -> None:
         params = [param for _, _, param, _, _ in pending]
         grads = [grad for _, _, _, grad, _ in pending]
         number_of = {id(param): i for i, param in enumerate(params)}
@@ -89,22 +98,21 @@ class Steady:
         self._columns = _columns_of(states)
         self._buckets = [
             _KnownBucket(
-                bucket.key,
-                bucket.backend,
-                bucket.plan,
-                members := [number_of[id(entry.param)] for entry in bucket.entries],
-                list(bucket.row_index),
+                work.key,
+                work.plan,
+                members := [number_of[id(entry.param)] for entry in work.bucket.entries],
+                row_keys[id(work.bucket)],
                 [
                     (entry.row, entry.number, kinds[i].keys)
-                    for i, entry in zip(members, bucket.entries, strict=True)
-                    if bucket.plan is None
+                    for i, entry in zip(members, work.bucket.entries, strict=True)
+                    if work.plan is None
                 ],
             )
-            for bucket in buckets
+            for work in works
         ]
 
     @staticmethod
-    def holds_for(pending: list, kinds: list) -> bool:
+    def holds_for(pending: list[Pending], kinds: list[Kind]) -> bool:
         """Return whether a step may be remembered: all tensors are plain ones, steps numbers."""
         plain = (torch.nn.Parameter, torch.Tensor)
         return all(type(param) in plain for _, _, param, _, _ in pending) and not any(
@@ -115,14 +123,14 @@ class Steady:
         self,
         optimizer,
         settings: Sequence[dict[str, Any]],
-        run: Callable[[list[Bucket]], None],
+        run: Callable[[list[Work]], None],
     ) -> bool:
         """Make a step and return True, or False if anything is not as it was; nothing is changed.
 
         Args:
             optimizer: whose step it is.
             settings: of its groups, checked.
-            run: runs the ops of a step on buckets.
+            run: runs the ops of a step.
         """
         try:
             found = self._unchanged(optimizer, settings)
@@ -132,27 +140,32 @@ class Steady:
             return False
         params, grads, states, written = found
         optimizer._begin()
-        buckets = [self._bucket(optimizer, known) for known in self._buckets]
-        for bucket, known in zip(buckets, self._buckets, strict=True):
-            if known.plan is None:
-                bucket.entries = [
-                    TensorEntry(params[i], grads[i], row, number, *map(states[i].get, keys))
-                    for i, (row, number, keys) in zip(known.members, known.entries, strict=True)
-                ]
-        run(buckets)
+        run([self._work(optimizer, known, params, grads, states) for known in self._buckets])
         self._steps = [step + 1 for step in self._steps]
+        for known in self._buckets:
+            known.rows = _next(known.rows)
         for state, step in zip(states, self._steps, strict=True):
             state["step"] = step
         increment_versions(written)
         return True
 
-    def _bucket(self, optimizer, known: _KnownBucket) -> Bucket:
-        known.rows = [(group, step + 1, variant) for group, step, variant in known.rows]
+    @staticmethod
+    def _work(
+        optimizer, known: _KnownBucket, params: list, grads: list, states: list[dict]
+    ) -> Work:
         groups = [optimizer.settings(group) for group in optimizer.param_groups]
-        rows = [optimizer._row(groups[group], step, variant) for group, step, variant in known.rows]
+        rows = [
+            optimizer._row(groups[group], step, variant)
+            for group, step, variant in _next(known.rows)
+        ]
         if known.plan is not None:
             known.plan.set_rows(rows)
-        return Bucket(known.key, rows=rows, backend=known.backend, plan=known.plan)
+            return Work(known.key, None, known.plan)
+        entries = [
+            TensorEntry(params[i], grads[i], row, number, *map(states[i].get, keys))
+            for i, (row, number, keys) in zip(known.members, known.entries, strict=True)
+        ]
+        return Work(known.key, Bucket(known.key, entries, rows), None)
 
     def _unchanged(
         self, optimizer, settings: Sequence[dict[str, Any]]
@@ -192,7 +205,7 @@ class Steady:
         if addresses.count(0) != self._freed:
             return None  # the memory of a gradient is gone
         if addresses != self._grads and any(
-            map(validation.memory_missing, compress(grads, map(_offset, grads)))
+            map(checks.memory_missing, compress(grads, map(_offset, grads)))
         ):
             return None  # likewise, of a view: its address is its offset
         self._take_gradients(addresses)
@@ -229,6 +242,10 @@ class Steady:
             if known.plan is not None:
                 mine = array("q", [addresses[i] for i in known.members])
                 known.plan.set_gradients(torch.frombuffer(mine, dtype=torch.int64))
+
+
+def _next(rows: list[RowKey]) -> list[RowKey]:
+    return [(group, step + 1, variant) for group, step, variant in rows]
 
 
 def _strides_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, ...]] | None:

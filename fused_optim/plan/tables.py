@@ -1,141 +1,57 @@
 """The launch plan: a bucket as the device tables that GPU kernels read.
 
-A plan packs the tensor records, rows and chunk maps of docs/kernel_contract.md and keeps them on
-the device from step to step. It holds addresses and sizes, and no parameter, gradient or state.
-
-A backend's op calls `tables_for` and passes what it needs to its kernel:
-
-    tables = tables_for(bucket, launch)
-    chunks = tables.chunks(CHUNK_SIZE)
-    kernel(tables.records, tables.rows, chunks, len(chunks), tables.grad_scale, tables.found_inf,
-           tables.clip, tables.clip_stride, tables.seed_low, tables.seed_high)
+A plan packs the tensor records, rows and maps of docs/kernel_contract.md and keeps them on the
+device from step to step. It holds addresses and sizes, and no parameter, gradient or state.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 
-from fused_optim.backends.interface import Bucket, Launch
-from fused_optim.ops import RECORD_FIELDS, RECORD_SIZE
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Shape, Tables
+from fused_optim.ops import RECORD_FIELDS, RECORD_SIZE, ROW_SIZE
 from fused_optim.plan import records as plan_records
-from fused_optim.plan import upload as plan_upload
+from fused_optim.plan import upload
+from fused_optim.precision import DTYPE_TAGS
 
 _COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
-_SHAPE_COLUMNS = [
-    _COLUMN[name]
-    for name in (
-        *("numel", "batch", "rows", "cols", "exp_avg_dtype", "exp_avg_sq_dtype"),
-        *("global_numel", "global_rows", "global_cols"),
-    )
-]
-
-Counts = Callable[[int, int, int], int]
-"""(batch, rows, cols) of a tensor to a number of tiles, or of float32 of scratch."""
 
 
-@dataclasses.dataclass(slots=True)
-class Tables:
-    """Everything the kernels of one op read that is not a constant of the backend.
-
-    Attributes:
-        records: ``[tensors, 24]`` int64.
-        rows: ``[rows, 16]`` int32, bits of float32.
-        grad_scale: float32, one value; 1 where there is none.
-        found_inf: float32, one value; 0 where there is none.
-        clip: float32, one value or one per tensor; 1 where there is none.
-        clip_stride: 1 where ``clip`` has one value per tensor, else 0.
-        seed_low: low half of the seed, as the int32 of these bits.
-        seed_high: high half of the seed, likewise.
-        scratch_numel: float32 of scratch that the records' ``scratch`` fields span.
-    """
-
-    records: torch.Tensor
-    rows: torch.Tensor
-    grad_scale: torch.Tensor
-    found_inf: torch.Tensor
-    clip: torch.Tensor
-    clip_stride: int
-    seed_low: int
-    seed_high: int
-    scratch_numel: int
-    plan: Plan
-
-    def chunks(self, chunk_size: int) -> torch.Tensor:
-        """Return the chunk map of the elementwise ops: int32 ``[chunks, 2]``."""
-        return self.plan.index_map(
-            ("chunks", chunk_size), lambda b, r, c: -(-b * r * c // chunk_size)
-        )
-
-    def tiles(self, key: Hashable, counts: Counts) -> torch.Tensor:
-        """Return a map of (tensor index, tile index), int32 ``[tiles, 2]``, kept under ``key``.
-
-        Args:
-            key: distinguishes this map from the plan's others.
-            counts: tiles of a non-empty ``[batch, rows, cols]`` tensor; empty ones have none.
-        """
-        return self.plan.index_map(("tiles", key), counts)
-
-    def derived(self, key: Hashable, function: Callable[[torch.Tensor], Any]) -> Any:
-        """Return ``function(records)``, on the host, kept until shapes or dtypes change."""
-        return self.plan.derived(key, function)
-
-    def scratch(self, numel: int | None = None) -> torch.Tensor:
-        """Return float32 scratch memory, at least ``numel`` (`scratch_numel`), kept by the plan."""
-        return self.plan.scratch(self.scratch_numel if numel is None else numel)
+def _columns(*names: str) -> list[int]:
+    return [_COLUMN[name] for name in names]
 
 
-def tables_for(bucket: Bucket, launch: Launch, scratch_size: Counts | None = None) -> Tables:
-    """Return the tables of a launch; packs and uploads what changed since the bucket's last step.
-
-    Args:
-        bucket: the tensors.
-        launch: the launch's parameters.
-        scratch_size: for Adafactor, the backend's ``adafactor_scratch(batch, rows, cols)``: how
-            many float32 of scratch a tensor needs. Fills the records' ``scratch`` field; every op
-            of a step has to give the same function.
-    """
-    plan = bucket.plan
-    if plan is None:
-        plan = bucket.plan = bucket.kept_plan or Plan(bucket.key.device)
-        plan.pack(bucket)
-    if scratch_size is not None:
-        plan.lay_out_scratch(scratch_size)
-    device = bucket.key.device
-    if device.type == "cuda":
-        plan.used_on(torch.cuda.current_stream(device))
-    return Tables(
-        records=plan.records,
-        rows=plan.rows,
-        grad_scale=_value(launch.grad_scale, 1.0, device),
-        found_inf=_value(launch.found_inf, 0.0, device),
-        clip=_value(launch.clip, 1.0, device),
-        clip_stride=int(launch.clip is not None and launch.clip_per_tensor),
-        seed_low=_signed(launch.seed & 0xFFFFFFFF),
-        seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
-        scratch_numel=plan.scratch_numel,
-        plan=plan,
-    )
+_SIZES = _columns("batch", "rows", "cols", "numel")
+_LOCAL, _WHOLE = (
+    _columns("numel", "rows", "cols"),
+    _columns("global_numel", "global_rows", "global_cols"),
+)
+_MOMENT_DTYPES = _columns("exp_avg_dtype", "exp_avg_sq_dtype")
+_DERIVED_FROM = [*_SIZES, *_WHOLE, *_MOMENT_DTYPES]
 
 
 class Plan:
     """The device tables of one bucket, kept from step to step.
 
     Attributes:
+        key: the bucket's.
+        backend: the name of the backend that reads them.
         host: what the device's records are, on the host.
         records: int64 ``[tensors, 24]`` on the device.
         rows: int32 ``[rows, 16]`` on the device.
-        scratch_numel: see `Tables`.
+        scratch_numel: float32 of scratch that the records' ``scratch`` fields span.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, key: BucketKey, backend: str) -> None:
+        self.key = key
+        self.backend = backend
         self.host = torch.empty(0, RECORD_SIZE, dtype=torch.int64, device="cpu")
-        self.records = torch.empty(0, RECORD_SIZE, dtype=torch.int64, device=device)
-        self.rows = torch.empty(0, 16, dtype=torch.int32, device=device)
+        self.records = torch.empty(0, RECORD_SIZE, dtype=torch.int64, device=key.device)
+        self.rows = torch.empty(0, ROW_SIZE, dtype=torch.int32, device=key.device)
         self.scratch_numel = 0
         self._packed_rows = b""
         self._blocks: list[list[int]] = []  # layout blocks, as on the device
@@ -154,7 +70,7 @@ class Plan:
         if packed.blocks:
             if packed.blocks != self._blocks:
                 blocks = torch.tensor(packed.blocks, dtype=torch.int64, device="cpu")
-                self._device_blocks = plan_upload.uploaded(blocks, self.device)
+                self._device_blocks = upload.uploaded(blocks, self.key.device)
             base, size = self._device_blocks.data_ptr(), 8 * len(packed.blocks[0])
             for number, index in enumerate(packed.block_of):
                 records[index, _COLUMN["layout"]] = base + number * size
@@ -166,10 +82,34 @@ class Plan:
         if self._scratch_size is not None:
             self._set_scratch(records)
         self._send_records(records)
-        if bucket.row_table is not None:
-            self.rows, self._packed_rows = bucket.row_table, b""
+        if isinstance(bucket.rows, torch.Tensor):
+            self.rows, self._packed_rows = bucket.rows, b""
         else:
             self.set_rows(bucket.rows)
+
+    def tables(self, op: str, launch: Launch) -> Tables:
+        """Return what the kernels of one of the backend's ops read."""
+        needs = dispatch.load(self.backend).needs(op, launch)
+        if needs.scratch is not None:
+            self._lay_out_scratch(needs.scratch)
+        device = self.key.device
+        if device.type == "cuda":
+            self.used_on(torch.cuda.current_stream(device))
+        return Tables(
+            key=self.key,
+            records=self.records,
+            rows=self.rows,
+            maps={name: self._map(name, counts) for name, counts in needs.maps.items()},
+            scratch=self._scratch_memory(0 if needs.scratch is None else self.scratch_numel),
+            grad_scale=_value(launch.grad_scale, 1.0, device),
+            found_inf=_value(launch.found_inf, 0.0, device),
+            clip=_value(launch.clip, 1.0, device),
+            clip_stride=int(launch.clip is not None and launch.clip_per_tensor),
+            seed_low=_signed(launch.seed & 0xFFFFFFFF),
+            seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
+            draws=self._fact("draws", self._draws),
+            some_empty=self._fact("some empty", self._some_empty),
+        )
 
     def uploaded_bytes(self) -> int:
         """Return an upper bound of what a new plan of the same bucket copies to the device."""
@@ -177,17 +117,17 @@ class Plan:
         tables = [self.records, self.records, *maps]
         if self._device_blocks is not None:
             tables.append(self._device_blocks)
-        return sum(table.nbytes + plan_upload.STAGING_UNIT for table in tables)
+        return sum(table.nbytes + upload.STAGING_UNIT for table in tables)
 
     def set_rows(self, rows: list) -> None:
         """Bring the row table up to ``rows``."""
         packed = plan_records.pack_rows(rows)
         if packed == self._packed_rows:
             return
-        host = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(-1, 16)
+        host = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(-1, ROW_SIZE)
         if self.rows.shape != host.shape:
-            self.rows = torch.empty(host.shape, dtype=torch.int32, device=self.device)
-        plan_upload.upload_(self.rows, host)
+            self.rows = torch.empty(host.shape, dtype=torch.int32, device=self.key.device)
+        upload.upload_(self.rows, host)
         self._packed_rows = packed
 
     def set_gradients(self, addresses: torch.Tensor) -> None:
@@ -196,33 +136,8 @@ class Plan:
         for name, values in (("grad", addresses), ("flags", aligned)):
             column = _COLUMN[name]
             if not torch.equal(self.host[:, column], values):
-                plan_upload.upload_(self.records[:, column], values)
+                upload.upload_(self.records[:, column], values)
                 self.host[:, column] = values
-
-    def lay_out_scratch(self, size: Counts) -> None:
-        """Give every tensor its part of the scratch buffer, where that was not done before."""
-        if self._scratch_size is size:
-            return
-        self._scratch_size = size
-        records = self.host.clone()
-        self._set_scratch(records)
-        self._send_records(records)
-
-    def index_map(self, key: Hashable, counts: Counts) -> torch.Tensor:
-        """Return int32 ``[sum(counts), 2]`` of (tensor, 0 .. count - 1), kept under ``key``."""
-        return self.derived(key, lambda records: self._new_map(_counted(records, counts)))
-
-    def derived(self, key: Hashable, function: Callable[[torch.Tensor], Any]) -> Any:
-        """Return ``function(records)``, on the host, kept until shapes or dtypes change."""
-        if key not in self._derived:
-            self._derived[key] = function(self.host)
-        return self._derived[key]
-
-    def scratch(self, numel: int) -> torch.Tensor:
-        """Return float32 scratch memory of at least ``numel`` values."""
-        if self._scratch is None or self._scratch.numel() < numel:
-            self._scratch = torch.empty(max(numel, 1), dtype=torch.float32, device=self.device)
-        return self._scratch
 
     def used_on(self, stream: Any) -> None:
         """Keep the tables' memory until the kernels of a CUDA stream are done with it.
@@ -235,11 +150,42 @@ class Plan:
         kept = [self.records, self.rows, self._device_blocks, self._scratch]
         for tensor in (*kept, *self._derived.values()):
             if isinstance(tensor, torch.Tensor):
-                plan_upload.record_stream(tensor, stream)
+                upload.record_stream(tensor, stream)
+
+    def _lay_out_scratch(self, size: Counts) -> None:
+        """Give every tensor its part of the scratch buffer, where that was not done before."""
+        if self._scratch_size is size:
+            return
+        self._scratch_size = size
+        records = self.host.clone()
+        self._set_scratch(records)
+        self._send_records(records)
+
+    def _map(self, name: str, counts: Counts) -> torch.Tensor:
+        """Return int32 ``[sum(counts), 2]`` of (tensor, 0 .. count - 1), kept while shapes last."""
+        return self._fact((name, counts), lambda: self._new_map(_counted(self.host, counts)))
+
+    def _fact(self, key: Hashable, find: Any) -> Any:
+        """Return ``find()``, kept until shapes or dtypes change."""
+        if key not in self._derived:
+            self._derived[key] = find()
+        return self._derived[key]
+
+    def _draws(self) -> bool:
+        moments = self.host[:, _MOMENT_DTYPES] == DTYPE_TAGS[torch.bfloat16]
+        return self.key.mode == "stochastic" or bool(moments.any())
+
+    def _some_empty(self) -> bool:
+        return bool((self.host[:, _COLUMN["numel"]] == 0).any())
+
+    def _scratch_memory(self, numel: int) -> torch.Tensor:
+        if self._scratch is None or self._scratch.numel() < numel:
+            self._scratch = torch.empty(max(numel, 1), dtype=torch.float32, device=self.key.device)
+        return self._scratch
 
     def _forget_shapes(self, records: torch.Tensor) -> None:
         """Drop what was derived from shapes and dtypes that ``records`` no longer has."""
-        if not torch.equal(self.host[:, _SHAPE_COLUMNS], records[:, _SHAPE_COLUMNS]):
+        if not torch.equal(self.host[:, _DERIVED_FROM], records[:, _DERIVED_FROM]):
             self._derived.clear()
             self._scratch = None
 
@@ -249,7 +195,7 @@ class Plan:
         first = torch.cumsum(count, 0) - count
         within = torch.arange(len(tensor), device="cpu") - first[tensor]
         host = torch.stack([tensor, within], 1).to(torch.int32)
-        return plan_upload.uploaded(host, self.device)
+        return upload.uploaded(host, self.key.device)
 
     def _set_scratch(self, records: torch.Tensor) -> None:
         # Whole sectors of 128 bytes, so that neighbours never share one.
@@ -262,28 +208,28 @@ class Plan:
     def _send_records(self, records: torch.Tensor) -> None:
         """Upload the columns in which ``records`` differs from what is on the device."""
         if records.shape != self.host.shape:
-            self.records = plan_upload.uploaded(records, self.device)
+            self.records = upload.uploaded(records, self.key.device)
         else:
             changed = (records != self.host).any(0).nonzero().flatten().tolist()
             if len(changed) > 2:
-                plan_upload.upload_(self.records, records)
+                upload.upload_(self.records, records)
             else:
                 for column in changed:
-                    plan_upload.upload_(self.records[:, column], records[:, column].contiguous())
+                    upload.upload_(self.records[:, column], records[:, column].contiguous())
         self.host = records
 
 
-def _counted(records: torch.Tensor, size: Counts) -> list[int]:
-    shapes = [_COLUMN[name] for name in ("batch", "rows", "cols", "numel")]
+def _counted(records: torch.Tensor, counts: Counts) -> list[int]:
+    sharded = not torch.equal(records[:, _LOCAL], records[:, _WHOLE])
     return [
-        size(batch, rows, cols) if numel else 0
-        for batch, rows, cols, numel in records[:, shapes].tolist()
+        counts(Shape(batch, rows, cols, sharded)) if numel else 0
+        for batch, rows, cols, numel in records[:, _SIZES].tolist()
     ]
 
 
 def _value(given: torch.Tensor | None, otherwise: float, device: torch.device) -> torch.Tensor:
     if given is None:
-        return plan_upload.constant(otherwise, device)
+        return upload.constant(otherwise, device)
     return given.to(device=device, dtype=torch.float32).contiguous()
 
 

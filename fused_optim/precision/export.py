@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision
-from fused_optim.optimizers import validation
-from fused_optim.precision import encoding, state
+from fused_optim import errors
+from fused_optim.precision import checks, encoding, modes, state
 
 
 class Float32Weights:
@@ -124,10 +123,10 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
     there = set(map(id, model.parameters()))
     for number, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
-            where = validation.place(group, number, index)
-            if validation.trains(param):
-                validation.check_param(param, f"{what}: {where}")
-            with validation.naming(f"{what}: {where}: "):
+            where = errors.place(group, number, index)
+            if checks.trains(param):
+                checks.check_param(param, f"{what}: {where}")
+            with errors.naming(f"{what}: {where}: "):
                 state.check(param, optimizer.state.get(param, {}), (), capturable=True)
             modes[id(param)] = _mode_of(optimizer, group, param)
             if id(param) not in there:
@@ -143,8 +142,8 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
 
 def _mode_of(optimizer: Any, group: dict[str, Any], param: torch.Tensor) -> str:
     if not param.requires_grad and not optimizer.state.get(param):
-        return "nearest" if param.dtype in precision.SIXTEEN_BIT else "none"  # frozen, of any dtype
-    return precision.resolve_mode(optimizer.settings(group)["low_precision"], param.dtype)
+        return "nearest" if param.dtype in modes.SIXTEEN_BIT else "none"  # frozen, of any dtype
+    return modes.resolve_mode(optimizer.settings(group)["low_precision"], param.dtype)
 
 
 def _full_value(
@@ -165,10 +164,10 @@ def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.T
     """Make a parameter and its extra state stand for ``value``, as nearly as the mode can."""
     if mode == "stochastic":  # there is no step to draw for
         mode = "nearest"
-    key = precision.extra_state(mode, param.dtype)
+    key = modes.extra_state(mode, param.dtype)
     extra = None if key is None else kept.get(key[0])
     if extra is None and key is not None:  # a parameter that was frozen before it had any
         mode = "nearest"
     for first, (block, source, beside) in encoding.blocks([param.detach(), value, extra]):
-        source = source.to(param.device, precision.math_dtype(param.dtype))
+        source = source.to(param.device, modes.math_dtype(param.dtype))
         encoding.encode_(block, beside, source, mode, None, first)

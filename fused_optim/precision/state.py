@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision
-from fused_optim.optimizers import validation
-from fused_optim.plan.capture import step_tensor
-from fused_optim.precision import encoding, state_values
+from fused_optim.precision import checks, encoding, modes, state_values
 
 _SHAPES = {
     "like": lambda shape: shape,
@@ -70,10 +67,10 @@ class StateTensor:
                     f"{tuple(param.shape)} needs {shape}; load a state of the same model"
                 )
             value = value.reshape(shape)
-        missing = validation.memory_missing(value)
+        missing = checks.memory_missing(value)
         if missing is not None:
             raise ValueError(f"state {self.key!r} {missing}; load a state that is in memory")
-        if validation.overlaps(value):
+        if checks.overlaps(value):
             value = value.clone(memory_format=torch.contiguous_format)
         if self.key == "remainder":
             value = state_values.remainder_bits(value)
@@ -101,14 +98,14 @@ class StateTensor:
                 f"{tuple(param.shape)} and needs {self.shape(param)}: one of them was replaced or "
                 f"resized; {state_values.REMEDY}"
             )
-        fault = validation.memory_fault(value)
+        fault = checks.memory_fault(value)
         if fault is not None:
             raise ValueError(f"state {self.key!r} {fault}; {state_values.REMEDY}")
 
 
 def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
     """Return the state tensors, none or one, that a precision mode adds."""
-    extra = precision.extra_state(mode, dtype)
+    extra = modes.extra_state(mode, dtype)
     return () if extra is None else (StateTensor(extra[0], "extra", extra[1], needed=False),)
 
 
@@ -160,7 +157,7 @@ def ensure(
     step = state.get("step", 0)
     if capturable:
         if not isinstance(step, torch.Tensor) or step.device != param.device:
-            state["step"] = step_tensor(step, param.device)
+            state["step"] = state_values.step_tensor(step, param.device)
     else:
         state["step"] = state_values.step_count(step)
     for tensor in spec:

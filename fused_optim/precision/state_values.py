@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fused_optim import precision
-from fused_optim.optimizers import validation
+from fused_optim.precision import checks, modes
+
+STEP_DTYPE = torch.int64  # of a capturable step count; torch's float32 stops counting at 2**24
 
 REMEDY = (
     "load a state of this model, or leave this parameter's out (of the dict, or by "
@@ -42,11 +43,11 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
         device: of its parameter.
     """
     what = None
-    if validation.is_sharded(value):
+    if checks.is_sharded(value):
         what = "is a DTensor; load the full state, or the shard that belongs to this parameter"
     elif value.layout is not torch.strided:
         what = f"has layout {value.layout}; load it as a dense tensor, `value.to_dense()`"
-    elif value.dtype not in precision.SUPPORTED_DTYPES and not (
+    elif value.dtype not in modes.SUPPORTED_DTYPES and not (
         key == "remainder" and value.dtype is torch.int16
     ):
         what = f"is {value.dtype}; it should be of a float dtype"
@@ -66,7 +67,7 @@ def remainder_bits(value: torch.Tensor) -> torch.Tensor:
     Versions up to 0.1.0 and TransformerEngine save int16. Beside float32 moments, a flat shard
     (`fused_optim.optimizers.state_dicts.saving`) has the int16 as float32 numbers.
     """
-    if value.dtype is precision.REMAINDER_DTYPE:
+    if value.dtype is modes.REMAINDER_DTYPE:
         return value
     numbers = value.to(torch.int16)
     if not torch.equal(numbers.to(value.dtype), value):
@@ -74,7 +75,7 @@ def remainder_bits(value: torch.Tensor) -> torch.Tensor:
             f"state 'remainder' is {value.dtype} and no int16 in that form; its bits were lost "
             "when somebody cast it. Load it as it was saved"
         )
-    return numbers.view(precision.REMAINDER_DTYPE)
+    return numbers.view(modes.REMAINDER_DTYPE)
 
 
 def check_complete(state: Mapping[str, Any], needed: Iterable[str]) -> None:
@@ -105,3 +106,10 @@ def step_count(step: Any) -> int:
     if not (value >= 0.0 and value.is_integer()):
         raise ValueError(f"state 'step' is {step!r}; it should be a whole number, 0 or more")
     return int(step) if isinstance(step, int) else int(value)
+
+
+def step_tensor(step: Any, device: torch.device) -> torch.Tensor:
+    """Return a step count as a capturable parameter's state holds it."""
+    if not isinstance(step, torch.Tensor):
+        return torch.tensor(step, device=device, dtype=STEP_DTYPE)
+    return step.reshape(()).to(device=device, dtype=STEP_DTYPE)

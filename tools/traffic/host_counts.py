@@ -62,12 +62,12 @@ class Trace:
 
 
 def backend() -> Any:
-    """Return fused_optim.backends.cuda over the host module, which is compiled where that wasn't done."""
+    """Return the ops of the cuda backend over the host module, which is compiled if it was not."""
     if str(ROOT / "tests") not in sys.path:
         sys.path.append(str(ROOT / "tests"))
     import host_module
 
-    return host_module.backend()
+    return host_module.kernels()
 
 
 def bucket_of(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Bucket:
@@ -104,23 +104,23 @@ def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
 def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
     """Run one step of a bucket on a device of ``resident`` blocks; return its launches."""
     cuda = backend()
-    cuda._C.set_resident_blocks(resident)
+    cuda.backend._C.set_resident_blocks(resident)
     found = []
     try:
         for op in dict.fromkeys(op for op, _ in PASSES if op.startswith(bucket.key.op)):
-            cuda._C.take_counters()
-            cuda._C.take_trace(True)
+            cuda.backend._C.take_counters()
+            cuda.backend._C.take_trace(True)
             getattr(cuda, op)(bucket, Launch(sums_wanted=False))  # no clipping by norm
-            accesses = np.frombuffer(cuda._C.take_trace(False), ACCESS)
+            accesses = np.frombuffer(cuda.backend._C.take_trace(False), ACCESS)
             accesses = accesses[np.argsort(accesses["turn"], kind="stable")]
-            for number in range(cuda._C.take_counters()["launches"]):
+            for number in range(cuda.backend._C.take_counters()["launches"]):
                 if (op, number) not in PASSES:
                     raise KeyError(f"launch {number} of {op} has no name: give it one in PASSES")
                 ours = accesses[accesses["launch"] == number]
                 found.append(Trace(PASSES[op, number], ours))
     finally:
-        cuda._C.take_trace(False)
-        cuda._C.set_resident_blocks(RESIDENT)
+        cuda.backend._C.take_trace(False)
+        cuda.backend._C.set_resident_blocks(RESIDENT)
     return found
 
 
@@ -166,9 +166,9 @@ def clip_counts() -> dict[str, Any]:
     cuda, found, launches = backend(), {}, set()
     for name in MODES:
         bucket = bucket_of(Kind("adamw", grad_dtype=name), [ELEMENTWISE])
-        cuda._C.take_counters()
+        cuda.backend._C.take_counters()
         cuda.grad_square_sums(bucket, Launch())
-        counted = cuda._C.take_counters()
+        counted = cuda.backend._C.take_counters()
         launches.add(counted["launches"])
         moved = counted["bytes_loaded"] + counted["bytes_stored"]
         found[name] = moved / bucket.entries[0].param.numel()

@@ -1,8 +1,8 @@
 """The eager backend: the kernel contract in plain PyTorch.
 
 It is the readable specification of every op, the CPU backend, and the only one for float64.
-Ops, argument order and equation labels are those of docs/kernel_contract.md. It imports torch
-alone: buckets and launches are read by their attributes.
+Ops, argument order and equation labels are those of docs/kernel_contract.md. Buckets and
+launches are read by their attributes.
 """
 
 from .adafactor import (
@@ -12,10 +12,9 @@ from .adafactor import (
     adafactor_update_sums,
 )
 from .adamw import adamw_
-from .gradients import accumulate_, grad_square_sums
+from .gradients import grad_square_sums
 
 __all__ = [
-    "accumulate_",
     "adafactor_apply_",
     "adafactor_finalise_",
     "adafactor_statistics",

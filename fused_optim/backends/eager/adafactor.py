@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import torch
 
+from fused_optim.precision.encoding import block_size
+
 from . import adafactor_stages as stages
 from .adafactor_stages import Work
 from .gradients import skipped
-from .storage import block_size
 
 
 def adafactor_statistics(bucket, launch) -> torch.Tensor | None:

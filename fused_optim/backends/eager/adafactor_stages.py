@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from . import rounding
+from fused_optim.precision import rounding
+from fused_optim.precision.encoding import Draw, decode, encode_, store_moment_
+
 from .gradients import preparation
-from .storage import Draw, decode, encode_, store_moment_
 from .tiles import Tile, as_matrices, part, tiles_of
 
 _SCALE_PARAMETER, _HOLD_IF_ZERO, _CLIP_IGNORES_NAN = 1, 2, 4

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from . import rounding, torch_fused
+from fused_optim.precision import rounding
+from fused_optim.precision.encoding import Draw, blocks, decode, encode_, store_moment_
+
+from . import torch_fused
 from .gradients import preparation, skipped
-from .storage import Draw, blocks, decode, encode_, store_moment_
 
 
 def adamw_(bucket, launch) -> None:

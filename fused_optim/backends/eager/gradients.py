@@ -1,4 +1,4 @@
-"""Preparing gradients: unscale, clamp, clip; their sums of squares; accumulation."""
+"""Preparing gradients: unscale, clamp, clip; their sums of squares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .storage import blocks
+from fused_optim.precision.encoding import blocks
 
 
 def skipped(launch) -> bool:
@@ -56,12 +56,3 @@ def grad_square_sums(bucket, launch) -> torch.Tensor:
         for _, (block,) in blocks([entry.grad]):
             sums[index] += prepare(block).square().sum()
     return sums.to(dtype)
-
-
-def accumulate_(bucket, launch) -> None:
-    """Add each entry's prepared gradient to its parameter, which is the buffer it adds up in."""
-    dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
-    for index, entry in enumerate(bucket.entries):
-        prepare = preparation(bucket.rows[entry.row], launch, dtype, index)
-        for _, (total, grad) in blocks([entry.param, entry.grad]):
-            total.copy_(total.to(dtype) + prepare(grad))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .storage import block_size
+from fused_optim.precision.encoding import block_size
 
 Tile = tuple[slice, slice, slice] | None
 """Where in [batch, rows, cols]; None is all of it, which costs no slicing."""

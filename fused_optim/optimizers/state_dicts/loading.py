@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_optim import precision
+from fused_optim import errors, precision
 from fused_optim.optimizers import validation
 from fused_optim.optimizers.state_dicts import peers
 from fused_optim.optimizers.state_dicts.matching import in_order_of, sections
-from fused_optim.plan.capture import step_tensor
 from fused_optim.precision import state, state_values
 
 STORAGE_OPTIONS = ("low_precision", "state_dtype", "capturable")
@@ -43,7 +42,7 @@ def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = type(optimizer).__name__
     notes: dict[str, list[str]] = {}
-    with validation.naming(f"{name}.load_state_dict: "):
+    with errors.naming(f"{name}.load_state_dict: "):
         saved_state, saved_groups = sections(state_dict)
         saved_groups = in_order_of(optimizer.param_groups, copy.deepcopy(saved_groups))
         counts = _step_counts(saved_state, saved_groups)
@@ -61,7 +60,7 @@ def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 _check_stray(key, value)
                 new_state[key] = value
                 continue
-            with validation.naming(home.where):
+            with errors.naming(home.where):
                 new_state[home.param], note = _converted_state(optimizer, home, value)
             if note is not None:
                 notes.setdefault(note, []).append(home.where.removesuffix(": "))
@@ -79,7 +78,7 @@ def _homes(optimizer, new_groups: list[dict], saved_groups: list[dict]) -> dict[
     for number, (group, saved) in enumerate(zip(new_groups, saved_groups, strict=True)):
         settings = optimizer.settings(group)
         for index, param_id in enumerate(saved["params"]):
-            where = f"{validation.place(group, number, index)}: "
+            where = f"{errors.place(group, number, index)}: "
             param = group["params"][index]
             homes[param_id] = _Home(settings, param, saved.get("step", 0), where)
     return homes
@@ -87,13 +86,13 @@ def _homes(optimizer, new_groups: list[dict], saved_groups: list[dict]) -> dict[
 
 def _step_counts(saved_state: Mapping[Any, Any], saved_groups: list[dict]) -> list[int]:
     """Return the step counts of a dict: each parameter's, or each group's."""
-    with validation.naming("state of a parameter: "):
+    with errors.naming("state of a parameter: "):
         counts = [
             state_values.step_count(one["step"])
             for one in saved_state.values()
             if isinstance(one, Mapping) and one.get("step") is not None
         ]
-    with validation.naming("parameter group: "):
+    with errors.naming("parameter group: "):
         return counts + [state_values.step_count(g["step"]) for g in saved_groups if "step" in g]
 
 
@@ -137,7 +136,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
             result[key] = value.to(param.device) if isinstance(value, torch.Tensor) else value
     state.drop_what_says_nothing(param, result, mode)
     note = note or _lost_extra(saved, extra)
-    result["step"] = step_tensor(step, param.device) if group["capturable"] else step
+    result["step"] = state_values.step_tensor(step, param.device) if group["capturable"] else step
     return result, note
 
 

@@ -1,0 +1,1 @@
+"""The backends, the choice between them, and what their ops receive."""

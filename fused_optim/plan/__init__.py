@@ -1,0 +1,1 @@
+"""From parameters to what one launch reads. Knows no optimizer class."""
