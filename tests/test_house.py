@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import fused_optim
+from fused_optim.plan.owner import Owner
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("optimizers", "schedules", "distributed", "plan", "backends", "precision", "errors", "ops")
@@ -111,6 +115,21 @@ def test_only_what_may_be_missing_is_imported_within_a_function(name: str) -> No
         for found in imported(name, node)
     }
     assert within <= LAZY
+
+
+def test_the_plan_asks_no_more_of_an_optimizer_than_its_protocol_says() -> None:
+    asked = set()
+    for path in (ROOT / "fused_optim/plan").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                asked |= {node.attr} if node.value.id == "optimizer" else set()
+            if isinstance(node, ast.arg) and node.arg == "optimizer":
+                assert ast.unparse(node.annotation) == "Owner", path
+    methods = {name for name, value in vars(Owner).items() if inspect.isfunction(value)}
+    own = {name for name in methods | set(Owner.__annotations__) if not name.startswith("__")}
+    assert asked == own
+    for name in asked - {"param_groups", "state", "backend"}:
+        assert hasattr(fused_optim.AdamW, name)
 
 
 def test_the_map_for_contributors_is_the_tree() -> None:

@@ -5,7 +5,7 @@ step counts and follows hyperparameters that are tensors.
 
 note: [capture] What a graph reads must be where it was when it was captured, for as long as the
 graph lives. So a captured step keeps to itself: its tables are new, in the graph's own memory, and
-are copied there at each replay from pinned memory that is never given back (`plan_upload`). Steps
+are copied there at each replay from pinned memory that is never given back (`upload`). Steps
 outside of the graph have tables of their own.
 """
 
@@ -22,6 +22,7 @@ from fused_optim import errors
 from fused_optim.backends.interface import Bucket, Row, TensorEntry
 from fused_optim.ops import ROW_SIZE, float_fields
 from fused_optim.plan import upload
+from fused_optim.plan.owner import Owner
 from fused_optim.plan.tables import Plan
 from fused_optim.precision import checks, state_values
 
@@ -33,7 +34,7 @@ def make_lr_tensor(group: dict[str, Any]) -> None:
         group["lr"] = torch.tensor(float(lr), dtype=torch.float64, device=params[0].device)
 
 
-def check_capture(optimizer, pending: list) -> None:
+def check_capture(optimizer: Owner, pending: list) -> None:
     """Refuse a step that can't be captured; nothing was changed.
 
     Args:

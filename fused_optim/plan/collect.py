@@ -13,6 +13,7 @@ from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, Tens
 from fused_optim.ops import FAMILIES
 from fused_optim.plan import capture
 from fused_optim.plan import records as plan_records
+from fused_optim.plan.owner import Owner
 from fused_optim.precision import checks, state
 
 Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
@@ -31,7 +32,7 @@ class Kind(NamedTuple):
     backend: str
 
 
-def parameters_with_gradients(optimizer) -> list[Pending]:
+def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
     """Return the parameters that a step updates, all checked.
 
     They are checked again because they may have been replaced since they were added.
@@ -60,7 +61,7 @@ def parameters_with_gradients(optimizer) -> list[Pending]:
     return found
 
 
-def trained_parameters(optimizer) -> list[Pending]:
+def trained_parameters(optimizer: Owner) -> list[Pending]:
     """Return the parameters that may get gradients, checked, each in its gradient's place too.
 
     Raises:
@@ -75,7 +76,7 @@ def trained_parameters(optimizer) -> list[Pending]:
     return found
 
 
-def _numbered(optimizer) -> Iterator[tuple[int, int, torch.Tensor, int]]:
+def _numbered(optimizer: Owner) -> Iterator[tuple[int, int, torch.Tensor, int]]:
     """Yield (group index, index in the group, parameter, number in ``state_dict`` order)."""
     number = 0
     for group_index, group in enumerate(optimizer.param_groups):
@@ -84,7 +85,7 @@ def _numbered(optimizer) -> Iterator[tuple[int, int, torch.Tensor, int]]:
             number += 1
 
 
-def check_states(optimizer, pending: list[Pending], kinds: list[Kind]) -> None:
+def check_states(optimizer: Owner, pending: list[Pending], kinds: list[Kind]) -> None:
     """Refuse a step or the creation of state where a parameter's state does not fit it.
 
     Raises:
@@ -98,7 +99,7 @@ def check_states(optimizer, pending: list[Pending], kinds: list[Kind]) -> None:
                 state.check(param, found, kind.spec, kind.key.capturable)
 
 
-def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
+def kinds(optimizer: Owner, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
     """Return what decides on the state and bucket of each (group index, parameter)."""
     known: dict[Hashable, Kind] = {}
     found = []
@@ -112,7 +113,7 @@ def kinds(optimizer, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
     return found
 
 
-def _kind(optimizer, group: dict[str, Any], param: torch.Tensor) -> Kind:
+def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
     device, dtype = param.device, param.dtype
     mode = precision.resolve_mode(group["low_precision"], dtype)
     amsgrad = group.get("amsgrad", False)
@@ -125,7 +126,7 @@ def _kind(optimizer, group: dict[str, Any], param: torch.Tensor) -> Kind:
 
 
 def sorted_into_buckets(
-    optimizer, pending: list[Pending], kinds: list[Kind]
+    optimizer: Owner, pending: list[Pending], kinds: list[Kind]
 ) -> list[tuple[Bucket, TensorEntry]]:
     """Return each pending parameter's bucket and its entry there, whose rows are not yet known.
 
@@ -155,7 +156,7 @@ def sorted_into_buckets(
 
 
 def give_rows(
-    optimizer,
+    optimizer: Owner,
     pending: list[Pending],
     homes: list[tuple[Bucket, TensorEntry]],
     found_inf: torch.Tensor | None,

@@ -21,6 +21,7 @@ import torch
 
 from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
 from fused_optim.plan.collect import Kind, Pending, RowKey
+from fused_optim.plan.owner import Owner
 from fused_optim.plan.tables import Plan
 from fused_optim.plan.work import Work
 from fused_optim.precision import checks
@@ -68,7 +69,7 @@ class Steady:
 
     def __init__(
         self,
-        optimizer,
+        optimizer: Owner,
         pending: list[Pending],
         kinds: list[Kind],
         works: list[Work],
@@ -121,7 +122,7 @@ class Steady:
 
     def step(
         self,
-        optimizer,
+        optimizer: Owner,
         settings: Sequence[dict[str, Any]],
         run: Callable[[list[Work]], None],
     ) -> bool:
@@ -151,7 +152,7 @@ class Steady:
 
     @staticmethod
     def _work(
-        optimizer, known: _KnownBucket, params: list, grads: list, states: list[dict]
+        optimizer: Owner, known: _KnownBucket, params: list, grads: list, states: list[dict]
     ) -> Work:
         groups = [optimizer.settings(group) for group in optimizer.param_groups]
         rows = [
@@ -168,7 +169,7 @@ class Steady:
         return Work(known.key, Bucket(known.key, entries, rows), None)
 
     def _unchanged(
-        self, optimizer, settings: Sequence[dict[str, Any]]
+        self, optimizer: Owner, settings: Sequence[dict[str, Any]]
     ) -> tuple[list, list, list, list] | None:
         """Return what is updated: parameters, gradients, states, and what kernels write to."""
         params = self._found_params(optimizer, settings)
@@ -214,7 +215,7 @@ class Steady:
         return params, grads, states, written
 
     def _found_params(
-        self, optimizer, settings: Sequence[dict[str, Any]]
+        self, optimizer: Owner, settings: Sequence[dict[str, Any]]
     ) -> list[torch.Tensor] | None:
         """Return the parameters that the last step updated, if the groups are what they were."""
         groups = optimizer.param_groups
@@ -263,7 +264,7 @@ def _has_gradient(param: torch.Tensor) -> bool:
     return param.grad is not None or getattr(param, "main_grad", None) is not None
 
 
-def _states_of(optimizer, params: list[torch.Tensor]) -> list[dict | None]:
+def _states_of(optimizer: Owner, params: list[torch.Tensor]) -> list[dict | None]:
     """Return the parameters' states. Looking a tensor up costs more than comparing it."""
     state = optimizer.state
     if len(state) == len(params) and all(map(is_, state, params)):
