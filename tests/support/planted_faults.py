@@ -142,8 +142,8 @@ class Copy:
         return [failed[1]]
 
     def _compile(self, fault: Fault) -> None:
-        done = self._run("-c", "import sys; sys.path.insert(0, 'tests'); import host_module as h; "
-                         "h.path()")  # fmt: skip
+        code = "import sys; sys.path.insert(0, 'tests/support'); import host_module as h; h.path()"
+        done = self._run("-c", code)
         if done.returncode != 0:
             raise RuntimeError(f"{fault.title!r} does not compile:\n{done.stderr[-2000:]}")
 

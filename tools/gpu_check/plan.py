@@ -13,8 +13,8 @@ from tools.gpu_check.stages import Context, Stage
 
 _TESTS = ROOT / "tests"
 _EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
-_KERNELS = ("-m", "gpu and long", str(_TESTS / "test_every_kernel.py"))
-_LARGE = ("-m", "gpu and long", str(_TESTS / "test_large_tensors.py"))
+_KERNELS = ("-m", "gpu and long", str(_TESTS / "backends/test_every_kernel.py"))
+_LARGE = ("-m", "gpu and long", str(_TESTS / "backends/test_large_tensors.py"))
 END_S = 15.0  # that a measuring process has left to end by itself
 
 
@@ -105,7 +105,7 @@ def sanitizer(tool: str, backend: str) -> Stage:
 
 def parity(backend: str, expected_s: float) -> Stage:
     variables, files = {"FUSED_OPTIM_TEST_BACKEND": backend}, parity_files()
-    more = {"rehearsed": [str(_TESTS / "test_golden.py")], "variables": variables}
+    more = {"rehearsed": [str(_TESTS / "optimizers/test_golden.py")], "variables": variables}
     title = f"the parity tests over {backend}"
     return tests(f"tests-{backend}", title, (expected_s, 400), *files, **more)
 

@@ -1,7 +1,8 @@
 """Runs the CUDA kernels, compiled as C++, and notes every byte they touch.
 
-The host module of tests/host_module.py counts accesses through the functions of csrc/device.cuh by
-which kernels reach tensors and statistics; tables, scalars and most of scratch it does not see.
+The host module of tests/support/host_module.py counts accesses through the functions of
+csrc/device.cuh by which kernels reach tensors and statistics; tables, scalars and most of scratch
+it does not see.
 """
 
 import itertools
@@ -63,8 +64,8 @@ class Trace:
 
 def backend() -> Any:
     """Return the ops of the cuda backend over the host module, which is compiled if it was not."""
-    if str(ROOT / "tests") not in sys.path:
-        sys.path.append(str(ROOT / "tests"))
+    if str(ROOT / "tests/support") not in sys.path:
+        sys.path.append(str(ROOT / "tests/support"))
     import host_module
 
     return host_module.kernels()

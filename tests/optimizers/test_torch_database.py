@@ -32,7 +32,9 @@ def test_importing_it_leaves_hypothesis_its_profile():
 @pytest.mark.long
 def test_importing_it_leaves_the_environment():
     script = "import os, torch, torch_database; before = set(os.environ); torch_database.database()"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
+    )
     here = {**os.environ, "PYTHONPATH": path}
     here.pop("TORCHINDUCTOR_CACHE_DIR", None)
     script += "; assert set(os.environ) == before, set(os.environ) - before"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = (ROOT / "docs" / "kernel_contract.md").read_text()
 BACKENDS = {
     "eager": sorted((ROOT / "fused_optim" / "backends" / "eager").glob("*.py")),

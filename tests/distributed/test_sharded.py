@@ -13,7 +13,7 @@ from processes import needs_gloo, results_of
 import fused_optim
 
 pytestmark = needs_gloo
-WORKER = Path(__file__).with_name("sharded_worker.py")
+WORKER = Path(__file__).parents[1] / "support/sharded_worker.py"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import fused_optim
 from bench import pages, precision_table
 from fused_optim import torch_compat
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STALLING = ("nearest", None)  # None is torch.optim's
 
 LIVE_MARGIN = 0.02

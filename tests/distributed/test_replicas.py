@@ -14,7 +14,7 @@ from optimizer_table import (
 from processes import needs_gloo, results_of
 from replica_worker import STEPS
 
-WORKER = Path(__file__).with_name("replica_worker.py")
+WORKER = Path(__file__).parents[1] / "support/replica_worker.py"
 OPTIONS = {"low_precision": "stochastic", "state_dtype": torch.bfloat16}
 
 

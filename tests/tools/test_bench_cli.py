@@ -20,7 +20,7 @@ from bench.pairs import Pair, Target
 from bench.run import Session
 from bench.setups import SETUPS, Setup
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAIR = Pair("torch_compat.AdamW", "torch AdamW fused", "equal semantics")
 FAST = ("--device", "cpu", "--shapes", "smoke", "--rounds", "3", "--warm-up", "0")
 

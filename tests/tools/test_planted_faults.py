@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import planted_faults
 import pytest
-from support import planted_faults
-from support.planted_faults import ROOT, TABLE, Fault, read_table
+from planted_faults import ROOT, TABLE, Fault, read_table
 
 FAULTS = read_table(TABLE.read_text())
 STEP = """fault: the step count stands still

@@ -13,7 +13,7 @@ from pathlib import Path
 import host_module
 import pytest
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 def library(name: str) -> str:
@@ -28,7 +28,7 @@ if not os.path.isabs(library("libasan.so")):
 @pytest.fixture(scope="module")
 def planted() -> Path:
     """The program of planted.cu."""
-    source = TESTS / "planted.cu"
+    source = SUPPORT / "planted.cu"
     name = host_module.digest(source.read_text())
     folder = host_module.build_folder("planted", name)
     program = folder / "planted"
@@ -78,7 +78,7 @@ def test_kernels_are_clean() -> None:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, str(TESTS / "sanitizer_worker.py")],
+        [sys.executable, str(SUPPORT / "sanitizer_worker.py")],
         capture_output=True,
         text=True,
         env={**os.environ, **variables},

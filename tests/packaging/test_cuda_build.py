@@ -16,7 +16,7 @@ import torch
 
 from fused_optim.backends import dispatch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXTENSION = find_spec("fused_optim._C")
 built = pytest.mark.skipif(EXTENSION is None, reason="the CUDA extension is not built")
 SETUP = (sys.executable, str(ROOT / "setup.py"), "-q")

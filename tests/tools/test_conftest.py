@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).resolve().parents[1]
 VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
 
 
@@ -27,7 +28,7 @@ def test_backends(gpu: bool, named: str | None, expected: str) -> None:
     code = f"""if True:
         import os, sys, torch
         torch.cuda.is_available = lambda: {gpu}
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = {[str(TESTS), str(TESTS / "support")]!r}
         import conftest, cases
         print(cases.BACKENDS, cases.device_of(cases.BACKENDS[0]), os.environ.get({VARIABLE!r}))
         from fused_optim.backends import dispatch

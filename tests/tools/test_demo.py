@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--corpus", str(Path(asyncio.__file__).parent), "--device", "cpu", "--threads", "1",
     "--layers", "1", "--width", "16", "--heads", "2", "--context", "16", "--batch", "4",

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 if not all(map(PathFinder.find_spec, ("pip", "setuptools", "wheel"))):
     pytest.skip("needs pip, setuptools and wheel", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("bench", "csrc", "docs", "examples", "fused_optim", "tests", "tools", "triton_kernels")
 SOURCE_SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".jinja", ".json", ".md", ".mplstyle", ".py"}
 HIDDEN = ("PYTHONPATH", "FUSED_OPTIM_CUDA", "TRITON_INTERPRET", "MAKEFLAGS", "MAKELEVEL", "VENV")

@@ -15,7 +15,7 @@ from bench import kept_updates, pages, precision_table, results
 from fused_optim.backends import dispatch
 from tools.report import readme
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -15,7 +15,7 @@ from fused_optim.backends.interface import Bucket, BucketKey
 from fused_optim.plan import records
 from tools import tables_header
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 def test_the_header_is_what_the_registry_says() -> None:

@@ -41,7 +41,7 @@ RESIDENT = {
 
 
 def reports(target: str, *variants: str) -> dict[str, dict]:
-    script = Path(__file__).with_name("compile_kernels.py")
+    script = Path(__file__).parents[1] / "support/compile_kernels.py"
     command = [sys.executable, str(script), target, *variants]
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -13,7 +13,7 @@ import pytest
 import fused_optim
 from fused_optim.plan.owner import Owner
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("optimizers", "schedules", "distributed", "plan", "backends", "precision", "errors", "ops")
 """The rooms of the package from top to bottom; a module imports from its own and from below."""
 

@@ -1,4 +1,4 @@
-// Faults on purpose: tests/test_cuda_sanitizers.py expects each of them to be caught.
+// Faults on purpose: tests/backends/test_cuda_sanitizers.py expects each of them to be caught.
 #include <cstdio>
 #include <string>
 #include <vector>

@@ -11,7 +11,7 @@ import torch
 import fused_optim
 from fused_optim import torch_compat
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README, PRECISION = ROOT / "README.md", ROOT / "docs" / "precision.md"
 CLASSES = {
     "torch.optim.AdamW": torch.optim.AdamW,

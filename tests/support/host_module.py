@@ -28,7 +28,7 @@ from prepared import OnBuckets
 
 from fused_optim.ops import KERNELS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
