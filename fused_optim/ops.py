@@ -106,6 +106,7 @@ class Family:
         updates: its ops in the order of a step, after clipping.
         statistics: the op before clipping, which returns sums of squared gradients; None without.
         kernels: the files of ``csrc`` that hold its kernels.
+        rate: the field of its row that scales all of an update: where it is 0, nothing moves.
         elementwise: whether an element's update reads that element of each tensor alone. Otherwise
             a tensor is a batch of matrices, and its second moment is rows and columns of them.
     """
@@ -114,6 +115,7 @@ class Family:
     row: type
     updates: tuple[str, ...]
     kernels: tuple[str, ...]
+    rate: str
     statistics: str | None = None
     elementwise: bool = True
 
@@ -133,12 +135,13 @@ _ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
 FAMILIES = {
     family.name: family
     for family in (
-        Family("adamw", AdamWRow, ("adamw_",), ("adamw",)),
+        Family("adamw", AdamWRow, ("adamw_",), ("adamw",), rate="step_size"),
         Family(
             "adafactor",
             AdafactorRow,
             ("adafactor_finalise_", "adafactor_update_sums", "adafactor_apply_"),
             tuple(f"adafactor_{stage}" for stage in _ADAFACTOR),
+            rate="rho",
             statistics="adafactor_statistics",
             elementwise=False,
         ),

@@ -1,29 +1,28 @@
-"""The next step, worked out on the eager backend's own functions and thrown away.
+"""The next step, run by its own ops on copies and thrown away.
 
-What it counts is for `fused_optim.optimizers.numerics` to judge. Nothing is written, no temporary
-is larger than a block, but for the second moments of Adafactor's vectors, and nothing waits for a
-device until all is counted.
+What it counts is for `fused_optim.optimizers.numerics` to judge. The parameter's copy holds its
+value as the update's math does, so that what storing it loses shows. Where an update knows no
+element but its own, copies are of a block at a time, else of one tensor at a time. Nothing that the
+optimizer holds is written, and nothing waits for a device until all is counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from fused_optim import precision
-from fused_optim.backends.eager import adafactor, adamw
-from fused_optim.backends.eager import adafactor_stages as stages
-from fused_optim.backends.eager.gradients import preparation
-from fused_optim.backends.eager.tiles import part
-from fused_optim.backends.interface import STATE_FIELDS, Bucket, Launch, TensorEntry
-from fused_optim.ops import FAMILIES
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, Launch, Row, TensorEntry
+from fused_optim.ops import FAMILIES, Family
 from fused_optim.plan import collect
 from fused_optim.plan.work import Work
 from fused_optim.precision import encoding, state
 
-_STATISTICS = ("exp_avg_sq", "max_exp_avg_sq")  # what Adafactor writes before it updates
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 @dataclasses.dataclass
@@ -78,13 +77,12 @@ class Examined:
 def examine(optimizer: Any, pending: list) -> list[Examined]:
     """Work the step out and return every parameter's counts, as numbers."""
     kinds = collect.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
-    family = FAMILIES[optimizer._family]
     buckets: dict[Any, Bucket] = {}
     members: dict[Any, list[Examined]] = {}
     for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
         bucket = buckets.setdefault(kind.key, Bucket(kind.key))
         found = optimizer.state.get(param, {})
-        entry = _entry(param, grad, found, kind.spec, family.statistics is not None)
+        entry = _entry(param, grad, found, kind.spec)
         entry.row, entry.number = len(bucket.rows), number
         group = optimizer.settings(optimizer.param_groups[group_index])
         variant = optimizer._row_variant(group, index, param)
@@ -93,17 +91,14 @@ def examine(optimizer: Any, pending: list) -> list[Examined]:
         members.setdefault(kind.key, []).append(
             Examined((group_index, index), param, grad, found, kind.keys, kind.key.mode, entry)
         )
-    launches = [(bucket, Launch(seed=optimizer.seed)) for bucket in buckets.values()]
-    sums = None
-    if family.statistics is not None:
-        sums = [adafactor.adafactor_statistics(bucket, launch) for bucket, launch in launches]
-    works = [(Work(bucket.key, bucket, None), launch) for bucket, launch in launches]
-    optimizer._clip(works, sums)
-    walk = _walk_adamw if sums is None else _walk_adafactor
-    for bucket, launch in launches:
-        for one in members[bucket.key]:
+    works = [
+        (Work(key, bucket, None), Launch(seed=optimizer.seed)) for key, bucket in buckets.items()
+    ]
+    optimizer._clip(works, None)
+    for work, launch in works:
+        for index, one in enumerate(members[work.key]):
             _count_non_finite(one)
-        walk(bucket, launch, members[bucket.key])
+            _count_step(one, work.key, work.bucket.rows[index], _launch_of(launch, index))
     examined = [one for ones in members.values() for one in ones]
     _fetch(examined)
     return sorted(examined, key=lambda one: one.place)
@@ -114,11 +109,11 @@ def _entry(
     grad: torch.Tensor,
     found: dict[str, Any],
     spec: tuple[state.StateTensor, ...],
-    copies_statistics: bool,
 ) -> TensorEntry:
     """Return what a step would be given, but for tensors of zeros that take no memory.
 
-    Extra state of zeros, as before the first step, stands for the parameter's own value.
+    Extra state of zeros, as before the first step, stands for the parameter's own value. The root
+    mean square, which a step only writes, is left out.
     """
     entry = TensorEntry(param.detach(), grad)
     for tensor in spec:
@@ -128,10 +123,15 @@ def _entry(
         if value is None:
             zero = torch.zeros((), dtype=tensor.dtype, device=param.device)
             value = zero.expand(tensor.shape(param))
-        if copies_statistics and tensor.field in _STATISTICS:
-            value = value.clone(memory_format=torch.contiguous_format)
         setattr(entry, tensor.field, value)
     return entry
+
+
+def _launch_of(launch: Launch, index: int) -> Launch:
+    """Return the launch of one tensor of a bucket by itself."""
+    if launch.clip is None or not launch.clip_per_tensor:
+        return launch
+    return dataclasses.replace(launch, clip=launch.clip[index], clip_per_tensor=False)
 
 
 def _count_non_finite(one: Examined) -> None:
@@ -144,50 +144,59 @@ def _count_non_finite(one: Examined) -> None:
                 one.count("non-finite", name, ~block.isfinite())
 
 
-def _walk_adamw(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
-    dtype = precision.math_dtype(bucket.key.dtype)
-    for index, (entry, one) in enumerate(zip(bucket.entries, ones, strict=True)):
-        row = bucket.rows[entry.row]
-        prepare = preparation(row, launch, dtype, index)
-        tensors = [entry.param, entry.grad, entry.extra]
-        tensors += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
-        names = [one.keys[STATE_FIELDS.index(f)] for f in STATE_FIELDS[:3]]
-        for _, (param, grad, extra, *moments) in encoding.blocks(tensors):
-            g, old = prepare(grad), encoding.decode(param, extra, one.mode)
-            new = old.clone()
-            registers = [None if t is None else t.to(dtype, copy=True) for t in moments]
-            adamw.update_(new, g, *registers, row)
-            one.count_update(param, old, new, g, row.step_size != 0.0)
-            for name, moment, register in zip(names, moments, registers, strict=True):
-                if moment is not None:
-                    one.count_overflow(name, register.to(moment.dtype), moment, g)
+def _count_step(one: Examined, key: BucketKey, row: Row, launch: Launch) -> None:
+    """Run the step's ops on copies of one tensor and count what they did."""
+    family, eager = FAMILIES[key.op], dispatch.load("eager")
+    dtype = precision.math_dtype(key.dtype)
+    copied = BucketKey(key.op, key.device, dtype, "none", key.amsgrad, False)
+    moves = getattr(row, family.rate) != 0.0
+    for part in _parts(one.entry, family):
+        value = encoding.decode(part.param, part.extra, one.mode)
+        new = dataclasses.replace(part, param=value.to(dtype, copy=True), row=0, extra=None)
+        for field in _MOMENTS:
+            if getattr(new, field) is not None:
+                copy = getattr(new, field).clone(memory_format=torch.contiguous_format)
+                setattr(new, field, copy)
+        bucket = Bucket(copied, [new], [row])
+        for op in family.ops:
+            getattr(eager, op)(bucket, launch)
+        _count_parameter(one, part, new.param, moves, family)
+        g = part.grad if family.elementwise else _cleanliness(one)
+        for field in _MOMENTS:
+            if getattr(new, field) is not None:
+                name = one.keys[STATE_FIELDS.index(field)]
+                one.count_overflow(name, getattr(new, field), getattr(part, field), g)
 
 
-def _walk_adafactor(bucket: Bucket, launch: Launch, ones: list[Examined]) -> None:
-    works = [work for work in bucket.scratch if work.tiles]
-    stages.finalise_(works, launch)
-    stages.sum_updates(works)
-    stages.scale(works)
-    for work in works:
-        one = ones[work.index]
-        # All of the gradient goes into each statistic, and they into every update: where one
-        # element is not finite, nothing else is to blame for what becomes of the rest.
-        clean = one.counts["non-finite", "gradient"] == 0
-        g = torch.where(clean, 0.0, torch.nan)
-        for field in _STATISTICS:
-            name, new = one.keys[STATE_FIELDS.index(field)], getattr(one.entry, field)
-            if new is not None:
-                one.count_overflow(name, new, one.state.get(name, torch.zeros_like(g)), g)
-        moves = work.alpha != 0
-        decay = stages.decay_factor(work)
-        for _, at, u in stages.scaled_updates(work):
-            g = torch.where(clean, work.prepare(part(work.grad, at)), torch.nan)
-            param, extra = (part(tensor, at) for tensor in (work.param, work.extra))
-            old = encoding.decode(param, extra, one.mode)
-            one.count_update(param, old, old * decay - u, g, moves)
-            if work.exp_avg is not None:
-                moment = part(work.exp_avg, at)
-                one.count_overflow("exp_avg", u.to(moment.dtype), moment, g)
+def _parts(entry: TensorEntry, family: Family) -> Iterator[TensorEntry]:
+    """Yield what the ops may be run on by itself: blocks of a tensor, or all of it."""
+    if not family.elementwise:
+        yield entry
+        return
+    tensors = [entry.param, entry.grad, entry.extra, *(getattr(entry, f) for f in _MOMENTS)]
+    for _, (param, grad, extra, *moments) in encoding.blocks(tensors):
+        fields = dict(zip(_MOMENTS, moments, strict=True))
+        yield dataclasses.replace(entry, param=param, grad=grad, extra=extra, **fields)
+
+
+def _cleanliness(one: Examined) -> torch.Tensor:
+    """Return 0, or NaN where some element of the gradient is not finite.
+
+    All of the gradient goes into each statistic of a matrix, and they into every update: where one
+    element is not finite, nothing else is to blame for what becomes of the rest.
+    """
+    return torch.where(one.counts["non-finite", "gradient"] == 0, 0.0, torch.nan)
+
+
+def _count_parameter(
+    one: Examined, part: TensorEntry, new: torch.Tensor, moves: bool, family: Family
+) -> None:
+    for _, (param, grad, extra, stepped) in encoding.blocks(
+        [part.param, part.grad, part.extra, new]
+    ):
+        old = encoding.decode(param, extra, one.mode)
+        g = grad if family.elementwise else grad + _cleanliness(one)
+        one.count_update(param, old, stepped, g, moves)
 
 
 def _stored(

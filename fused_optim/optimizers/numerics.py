@@ -76,8 +76,10 @@ class NumericsReport:
         - ``"overflow"``: finite values that are too large for the dtype they are stored in.
         - ``"non-finite"``: infinities and NaN in a gradient, a parameter or a state tensor.
 
-        Cost: about one step of the eager backend, a block at a time, and one wait per device. A
-        `step` costs nothing more for it. With a ``GradScaler``, call ``scaler.unscale_`` before.
+        Cost: about one step of the eager backend, and one wait per device. Its temporaries are of a
+        block at a time; for Adafactor of one parameter at a time, 4 bytes for each of its elements
+        and a copy of its state. A `step` costs nothing more for it. With a ``GradScaler``, call
+        ``scaler.unscale_`` before.
 
         Args:
             threshold: share of lost updates, in [0, 1), above which a parameter is reported.
