@@ -53,7 +53,8 @@ struct LaunchSite {
 
 namespace fused_optim {
 
-// Throws std::runtime_error with CUDA's name for the error, which fused_optim/backends/cuda.py looks for.
+// Throws std::runtime_error with CUDA's name for the error, which fused_optim/backends/cuda.py
+// looks for.
 inline void Check(cudaError_t status, const std::string& what) {
   if (status == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // reported here, and not once more by whoever asks next
