@@ -171,7 +171,8 @@ def check_common(group: dict[str, Any]) -> None:
 def refuse_options(cls: type, names: Iterable[str], base: type) -> None:
     """Raise TypeError for options that ``cls`` lacks, with the class that has them, if one does.
 
-    The classes that are asked are the subclasses of ``base``, those of the same name first.
+    The classes that are asked are this package's subclasses of ``base``, those of the same name
+    first.
     """
     name = next(iter(names))
     others, known = list(base.__subclasses__()), []
@@ -180,6 +181,7 @@ def refuse_options(cls: type, names: Iterable[str], base: type) -> None:
         others += known[-1].__subclasses__()
     known.sort(key=lambda other: other.__name__ != cls.__name__)
     has = [other for other in known if name in inspect.signature(other.__init__).parameters]
-    public = [errors.class_name(other) for other in has if not other.__name__.startswith("_")]
+    ours = [other for other in has if other.__module__.startswith("fused_optim.")]
+    public = [errors.class_name(other) for other in ours if not other.__name__.startswith("_")]
     remedy = f"; {public[0]} has it" if public else ""
     raise TypeError(f"{errors.class_name(cls)} has no option {name!r}{remedy}")

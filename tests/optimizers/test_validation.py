@@ -254,6 +254,7 @@ def test_values_that_transformers_and_torch_take_are_taken():
         (fused_optim.AdamW, {"fused": True}, "AdamW has no option 'fused'; torch_compat.AdamW"),
         (fused_optim.Adafactor, {"d": 1.0}, "no option 'd'; torch_compat.Adafactor has it"),
         (torch_compat.AdamW, {"correct_bias": True}, "torch_compat.AdamW has no .*; AdamW has it"),
+        (fused_optim.AdamWeightDecay, {"betas": (0.9, 0.9)}, "no option 'betas'; AdamW has it"),
     ],
 )
 def test_the_class_that_has_an_option_is_named(make, options, message):
