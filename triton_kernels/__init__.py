@@ -14,7 +14,8 @@ from .adafactor import (
     adafactor_update_sums,
 )
 from .adafactor_geometry import adafactor_scratch, block_count, tile_count
-from .adamw import adamw_, chunk_count
+from .adamw import adamw_
+from .elementwise import chunk_count
 from .gradients import grad_square_sums
 
 _scratch = of_shape(adafactor_scratch)

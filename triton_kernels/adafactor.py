@@ -11,7 +11,7 @@ from .adafactor_apply import apply_kernel
 from .adafactor_finalise import finalise_kernel
 from .adafactor_statistics import statistics_kernel, totals_kernel
 from .adafactor_update import update_sums_kernel
-from .adamw import DTYPES
+from .elementwise import DTYPES
 from .launching import arguments_of, compile_ahead
 from .launching import launch as launch_kernel
 

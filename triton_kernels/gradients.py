@@ -6,7 +6,7 @@ import triton.language as tl
 
 from fused_optim.ops import FAMILIES
 
-from .adamw import CHUNK_SIZE, CLIP_VALUE, GRAD_MUL
+from .elementwise import CHUNK_SIZE, CLIP_VALUE, GRAD_MUL
 from .launching import arguments_of
 from .launching import launch as launch_kernel
 from .storage import (

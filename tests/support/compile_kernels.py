@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from fused_optim.triton_kernels import adafactor, adamw, gradients
+from fused_optim.triton_kernels import adafactor, adamw, elementwise, gradients
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -37,9 +37,10 @@ def source_of(variant: str, warp_size: int = 32):
     warps = adafactor.WARPS
     if name == "adamw":
         amsgrad, draws = "amsgrad" in options, "draws" in options
-        sizes = adamw.sizes(getattr(torch, options[0]), amsgrad, draws, warp_size)
-        constants |= {"AMSGRAD": amsgrad, **sizes}
-        return adamw.adamw_kernel, constants, adamw.NUM_WARPS
+        moments = 2 + amsgrad
+        sizes = elementwise.sizes(getattr(torch, options[0]), moments, draws, warp_size)
+        constants |= {"MOMENTS": moments, **sizes}
+        return adamw.adamw_kernel, constants, elementwise.NUM_WARPS
     if name == "square_sums":
         sizes = {"CHUNK": gradients.CHUNK_SIZE, "TAIL": gradients.TAIL_SIZE}
         sizes |= {"BLOCK": gradients.BLOCK_SIZE, "CLAMPS": True}
