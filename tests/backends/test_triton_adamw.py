@@ -26,7 +26,7 @@ from fused_optim.backends.interface import Bucket, Launch
 
 triton = pytest.importorskip("triton")
 
-from fused_optim.triton_kernels import adamw  # noqa: E402
+from fused_optim.triton_kernels import elementwise  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
 
@@ -41,8 +41,8 @@ SEED = 0x123456789ABCDEF0
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make full chunks, which take vectors, cheap to run. Their size changes no result."""
-    monkeypatch.setattr(adamw, "CHUNK_SIZE", 1024)
-    monkeypatch.setattr(adamw, "TAIL_SIZES", {False: 1024, True: 1024})
+    monkeypatch.setattr(elementwise, "CHUNK_SIZE", 1024)
+    monkeypatch.setattr(elementwise, "TAIL_SIZES", dict.fromkeys((2, 3), 1024))
 
 
 def step_and_check(bucket: Bucket, launch: Launch, clips: list[float] | None = None) -> None:
@@ -157,7 +157,7 @@ def test_offsets_beyond_32_bits() -> None:
     strided = copied(entry, grad=torch.empty(2 * count, dtype=torch.bfloat16)[:: count // 4])
     strided.grad.copy_(entry.grad)
     bucket = Bucket(key, entries=[far, strided], rows=list(ROWS))
-    last = torch.tensor([[0, (count - 1) // adamw.CHUNK_SIZE], [1, 0]], dtype=torch.int32)
+    last = torch.tensor([[0, (count - 1) // elementwise.CHUNK_SIZE], [1, 0]], dtype=torch.int32)
     kernels.plan(bucket)._map = lambda name, counts: last
     wanted = adamw_reference(bucket, copied(strided), Launch(seed=1))
     kernels.adamw_(bucket, Launch(seed=1))

@@ -16,7 +16,7 @@ from fused_optim.ops import AdafactorRow
 pytest.importorskip("triton")
 
 import interpreter  # noqa: E402
-from fused_optim.triton_kernels import adamw, gradients  # noqa: E402
+from fused_optim.triton_kernels import elementwise, gradients  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
 
@@ -35,7 +35,7 @@ STORAGES = [(torch.float32, "none"), (torch.bfloat16, "split"), (torch.float16, 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make full chunks cheap to run."""
-    monkeypatch.setattr(adamw, "CHUNK_SIZE", 1024)
+    monkeypatch.setattr(elementwise, "CHUNK_SIZE", 1024)
     monkeypatch.setattr(gradients, "CHUNK_SIZE", 1024)
 
 
