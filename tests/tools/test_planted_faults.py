@@ -13,7 +13,7 @@ from planted_faults import ROOT, TABLE, Fault, read_table
 FAULTS = read_table(TABLE.read_text())
 STEP = """fault: the step count stands still
 file: fused_optim/plan/collect.py
-tests: test_loaded_steps.py::test_loading_leaves_the_dict_alone
+tests: optimizers/test_loaded_steps.py::test_loading_leaves_the_dict_alone
 """
 
 
@@ -52,7 +52,7 @@ def test_an_original_occurs_once(tmp_path: Path, text: str) -> None:
 
 def test_lines_of_a_table() -> None:
     (fault,) = read_table(f"# comment\n\n{STEP}- one\n-   two\n+ three\n+\n")
-    assert fault.tests == ("test_loaded_steps.py::test_loading_leaves_the_dict_alone",)
+    assert fault.tests == ("optimizers/test_loaded_steps.py::test_loading_leaves_the_dict_alone",)
     assert (fault.original, fault.faulty) == ("one\n  two", "three\n")
     for wrong in (STEP, f"{STEP}- one\nnote: two", STEP.replace("file", "where") + "- one"):
         with pytest.raises(ValueError, match="not a fault, file, tests"):
@@ -66,7 +66,7 @@ def test_a_fault_is_killed_or_survives(tmp_path: Path) -> None:
     killed = [
         fault for fault in FAULTS if fault.file == "fused_optim/optimizers/state_dicts/loading.py"
     ][0]
-    harmless = "- def advance(\n+ def advance (\n"
+    harmless = "- def give_rows(\n+ def give_rows (\n"
     table.write_text(
         f"fault: {killed.title}\nfile: {killed.file}\ntests: {' '.join(killed.tests)}\n"
         f"- {killed.original}\n+ {killed.faulty}\n\n{STEP}{harmless}"
