@@ -102,10 +102,11 @@ class Family:
     Attributes:
         name: the stem of its files, and the ``op`` of its buckets.
         row: the dataclass of its scalars. ``grad_mul`` comes first, ``clip_value`` next if it has
-            one, and a field is a float32 word where it is annotated as a float, else a uint32.
+            one, as every elementwise update does. A field is a float32 word where it is annotated
+            as a float, else a uint32.
         updates: its ops in the order of a step, after clipping.
         statistics: the op before clipping, which returns sums of squared gradients; None without.
-        kernels: the files of ``csrc`` that hold its kernels.
+        kernels: the files of ``csrc`` that hold its kernels; none where eager alone has the ops.
         rate: the field of its row that scales all of an update: where it is 0, nothing moves.
         elementwise: whether an element's update reads that element of each tensor alone. Otherwise
             a tensor is a batch of matrices, and its second moment is rows and columns of them.

@@ -53,7 +53,7 @@ def toy_(bucket: Any, launch: Any) -> None:
             store_moment_(exp_avg, m, rounding.MOMENT_STREAMS[0], draw, first)
 
 
-FAMILY = ops.Family("toy", ToyRow, ("toy_",), ("toy",), rate="rate")
+FAMILY = ops.Family("toy", ToyRow, ("toy_",), (), rate="rate")
 
 
 class Toy(FusedOptimizer):
