@@ -1,6 +1,6 @@
 // Sums of squared gradients.
-#include "launch.cuh"
-#include "reduce.cuh"
+#include "common/prepare.cuh"
+#include "common/reduce.cuh"
 
 namespace fused_optim {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "tables.h"
+#include "common/tables.h"
 
 namespace fused_optim {
 

@@ -1,7 +1,7 @@
 """The registry of ops: what a step calls, in which order, and what its kernels read.
 
 Everything that depends on an update's name or row looks it up here: the packing of rows, the order
-of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/tables.h``. This file
+of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/common/tables.h``. This file
 needs nothing but Python, as ``setup.py`` reads it where there is no torch yet.
 """
 
@@ -136,12 +136,12 @@ _ADAFACTOR = ("statistics", "finalise", "update_sums", "apply")
 FAMILIES = {
     family.name: family
     for family in (
-        Family("adamw", AdamWRow, ("adamw_",), ("adamw",), rate="step_size"),
+        Family("adamw", AdamWRow, ("adamw_",), ("elementwise/adamw",), rate="step_size"),
         Family(
             "adafactor",
             AdafactorRow,
             ("adafactor_finalise_", "adafactor_update_sums", "adafactor_apply_"),
-            tuple(f"adafactor_{stage}" for stage in _ADAFACTOR),
+            tuple(f"adafactor/{stage}" for stage in _ADAFACTOR),
             rate="rho",
             statistics="adafactor_statistics",
             elementwise=False,
@@ -160,4 +160,4 @@ OPS = (*(op for family in FAMILIES.values() for op in family.ops), GRADIENT_SUMS
 """The functions of a backend that has kernels for everything."""
 
 KERNELS = (*(name for family in FAMILIES.values() for name in family.kernels), "gradients")
-"""The files of ``csrc`` that are compiled for a GPU, without their suffix."""
+"""The files of ``csrc`` that are compiled for a GPU, without their suffix: folder and stem."""

@@ -1,4 +1,4 @@
-"""Writes ``csrc/tables.h`` from the registry of ops: ``python -m tools.tables_header``.
+"""Writes ``csrc/common/tables.h`` from the registry of ops: ``python -m tools.tables_header``.
 
 ``make format`` aligns its comments afterwards.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from fused_optim import ops
 from fused_optim.plan.layout import MAX_DIMS
 
-HEADER = Path(__file__).resolve().parents[1] / "csrc/tables.h"
+HEADER = Path(__file__).resolve().parents[1] / "csrc/common/tables.h"
 
 _NOTES = {
     "exp_avg_sq": "Adafactor: row statistics, or the unfactored second moment",

@@ -14,8 +14,8 @@
 // hand on and read again is in the nearest cache.
 #pragma once
 
-#include "launch.cuh"
-#include "reduce.cuh"
+#include "common/prepare.cuh"
+#include "common/reduce.cuh"
 
 namespace fused_optim {
 

@@ -1,5 +1,5 @@
 // Adafactor's F7 to F10 for tiles.
-#include "apply.cuh"
+#include "adafactor/apply.cuh"
 
 namespace fused_optim {
 namespace {

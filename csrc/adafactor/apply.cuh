@@ -1,7 +1,7 @@
 // F7 to F10: scaling the updates and writing the parameters.
 #pragma once
 
-#include "tiles.cuh"
+#include "adafactor/tiles.cuh"
 
 namespace fused_optim {
 

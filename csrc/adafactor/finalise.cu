@@ -1,8 +1,8 @@
 // Adafactor's F3 to F5; and all of F1 to F10 for tensors that one block finishes.
-#include "apply.cuh"
-#include "finalise.cuh"
-#include "statistics.cuh"
-#include "update_sums.cuh"
+#include "adafactor/apply.cuh"
+#include "adafactor/finalise.cuh"
+#include "adafactor/statistics.cuh"
+#include "adafactor/update_sums.cuh"
 
 namespace fused_optim {
 namespace {

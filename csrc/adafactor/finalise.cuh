@@ -1,7 +1,7 @@
 // F3 to F5: the statistics into their state, and the step size before clipping.
 #pragma once
 
-#include "lines.cuh"
+#include "adafactor/lines.cuh"
 
 namespace fused_optim {
 

@@ -2,7 +2,7 @@
 // done.
 #pragma once
 
-#include "tiles.cuh"
+#include "adafactor/tiles.cuh"
 
 namespace fused_optim {
 

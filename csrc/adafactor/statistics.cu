@@ -1,6 +1,6 @@
 // Adafactor's F1 and F2 in two launches, and how much there is to do for a tensor.
-#include "statistics.cuh"
-#include "variants.cuh"
+#include "adafactor/statistics.cuh"
+#include "common/dispatch.cuh"
 
 namespace fused_optim {
 namespace {

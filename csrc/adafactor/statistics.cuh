@@ -1,7 +1,7 @@
 // F1 and F2: sums of squares along rows and columns of a tile, and what adds up the tiles' sums.
 #pragma once
 
-#include "lines.cuh"
+#include "adafactor/lines.cuh"
 
 namespace fused_optim {
 

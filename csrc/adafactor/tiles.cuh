@@ -5,8 +5,8 @@
 // functions that are called, so that they take no registers from the fast way.
 #pragma once
 
-#include "adafactor.cuh"
-#include "precision.cuh"
+#include "adafactor/adafactor.cuh"
+#include "common/precision.cuh"
 
 namespace fused_optim {
 

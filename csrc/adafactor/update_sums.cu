@@ -1,5 +1,5 @@
 // Adafactor's F6 for tiles.
-#include "update_sums.cuh"
+#include "adafactor/update_sums.cuh"
 
 namespace fused_optim {
 namespace {

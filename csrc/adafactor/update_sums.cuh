@@ -1,7 +1,7 @@
 // F6: the sizes of the updates, before they are scaled.
 #pragma once
 
-#include "tiles.cuh"
+#include "adafactor/tiles.cuh"
 
 namespace fused_optim {
 

@@ -3,12 +3,13 @@
 
 #include <type_traits>
 
-#include "device.cuh"
+#include "common/device.cuh"
 #include "ops.h"
 
 namespace fused_optim {
 
-// What is run may be for the host alone, or for the device, as its caller is: nvcc need not warn.
+// `run` may be a function of the host alone, or of the device, as its caller is. nvcc can't tell
+// which, so its warnings are off for these two functions.
 #pragma nv_exec_check_disable
 template <int64_t kDtype, Mode kMode, typename Function>
 FUSED_MATH bool RunIf(int64_t dtype, Mode mode, const Function& run) {
@@ -17,8 +18,8 @@ FUSED_MATH bool RunIf(int64_t dtype, Mode mode, const Function& run) {
   return true;
 }
 
-// Calls run(dtype, mode) with the two as std::integral_constant; what run names is compiled for
-// all. Returns whether there is such a pair.
+// Calls run(dtype, mode) with both as std::integral_constant, so that the body of `run` is compiled
+// for every pair. Returns whether the pair exists.
 #pragma nv_exec_check_disable
 template <typename Function>
 FUSED_MATH bool RunVariant(int64_t dtype, Mode mode, const Function& run) {
@@ -31,7 +32,7 @@ FUSED_MATH bool RunVariant(int64_t dtype, Mode mode, const Function& run) {
          RunIf<kFloat16, kKahan>(dtype, mode, run) || RunIf<kFloat16, kMaster>(dtype, mode, run);
 }
 
-// The same on the host, for the kernels of a launch.
+// RunVariant on the host, for the kernels of a launch; a pair that has no kernel is an error.
 template <typename Function>
 void Dispatch(const LaunchTarget& target, const char* op, const Function& run) {
   if (RunVariant(target.dtype, target.mode, run)) return;

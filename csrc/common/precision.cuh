@@ -2,9 +2,9 @@
 // (contract, section 8).
 #pragma once
 
+#include "common/dispatch.cuh"
+#include "common/storage.cuh"
 #include "ops.h"
-#include "storage.cuh"
-#include "variants.cuh"
 
 namespace fused_optim {
 

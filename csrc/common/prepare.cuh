@@ -1,8 +1,8 @@
 // How every kernel prepares a gradient (contract, section 5).
 #pragma once
 
+#include "common/storage.cuh"
 #include "ops.h"
-#include "storage.cuh"
 
 namespace fused_optim {
 

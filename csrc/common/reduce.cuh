@@ -2,7 +2,7 @@
 // sum of 4,096 squares in a row is 56 ulp off.
 #pragma once
 
-#include "device.cuh"
+#include "common/device.cuh"
 
 namespace fused_optim {
 

@@ -2,8 +2,8 @@
 // section 8). 16-bit values travel as the low half of a uint32.
 #pragma once
 
-#include "device.cuh"
-#include "tables.h"
+#include "common/device.cuh"
+#include "common/tables.h"
 
 namespace fused_optim {
 

@@ -5,7 +5,7 @@
 // every address is a multiple of 16 bytes, and 1 anywhere else.
 #pragma once
 
-#include "rounding.cuh"
+#include "common/rounding.cuh"
 
 namespace fused_optim {
 

@@ -1,6 +1,6 @@
 // AdamW on any number of tensors in one launch.
-#include "adamw.cuh"
-#include "elementwise.cuh"
+#include "elementwise/adamw.cuh"
+#include "elementwise/elementwise.cuh"
 
 namespace fused_optim {
 namespace {

@@ -2,7 +2,7 @@
 // 6).
 #pragma once
 
-#include "launch.cuh"
+#include "common/prepare.cuh"
 
 namespace fused_optim {
 

@@ -5,9 +5,9 @@
 // values into the next ones, in float32 registers. Moments that it lacks are not read.
 #pragma once
 
-#include "launch.cuh"
-#include "precision.cuh"
-#include "variants.cuh"
+#include "common/dispatch.cuh"
+#include "common/precision.cuh"
+#include "common/prepare.cuh"
 
 namespace fused_optim {
 

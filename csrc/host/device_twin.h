@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "fibers.h"
+#include "host/fibers.h"
 
 namespace fused_optim {
 

@@ -1,4 +1,4 @@
-#include "fibers.h"
+#include "host/fibers.h"
 
 #include <memory>
 #include <random>
@@ -11,7 +11,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#include "switch.h"
+#include "host/switch.h"
 
 namespace fused_optim::host {
 namespace {

@@ -193,7 +193,7 @@ def test_a_second_build_compiles_nothing(tmp_path: Path) -> None:
         assert status == 0, output
         calls.append(output.count("called: "))
     assert calls[0] > 5 and calls[1:] == [0, 0]
-    touched = source / "csrc" / "adamw.cu"
+    touched = source / "csrc/elementwise/adamw.cu"
     touched.write_text(touched.read_text() + "\n")
     status, output = run(*command, cwd=source, path=path, **variables)
     assert output.count("called: ") == 2, output  # one source, and the link

@@ -21,7 +21,7 @@ BACKENDS = {
 MATH = {
     "eager": BACKENDS["eager"],
     "triton": BACKENDS["triton"],
-    "cuda": sorted((ROOT / "csrc").glob("*.cu*")),
+    "cuda": sorted((ROOT / "csrc").rglob("*.cu*")),
 }
 
 

@@ -35,7 +35,9 @@ def test_tags_and_flags() -> None:
 
 
 def test_every_kernel_file_is_registered() -> None:
-    assert {path.stem for path in CSRC.glob("*.cu")} == set(ops.KERNELS)
+    assert {
+        str(path.relative_to(CSRC).with_suffix("")) for path in CSRC.rglob("*.cu")
+    } == set(ops.KERNELS)
     assert len(set(ops.KERNELS)) == len(ops.KERNELS)
 
 

@@ -66,7 +66,7 @@ def digest(*more: str) -> str:
     text = hashlib.sha256(what.encode())
     for source in sorted(CSRC.rglob("*")):
         if source.is_file():
-            text.update(source.name.encode() + source.read_bytes())
+            text.update(str(source.relative_to(CSRC)).encode() + source.read_bytes())
     return text.hexdigest()[:16]
 
 

@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "fibers.h"
-#include "reduce.cuh"
+#include "common/reduce.cuh"
+#include "host/fibers.h"
 
 namespace fused_optim {
 namespace {

@@ -1,7 +1,7 @@
 """Runs the CUDA kernels, compiled as C++, and notes every byte they touch.
 
 The host module of tests/support/host_module.py counts accesses through the functions of
-csrc/device.cuh by which kernels reach tensors and statistics; tables, scalars and most of scratch
+csrc/common/device.cuh by which kernels reach tensors and statistics; tables, scalars and most of scratch
 it does not see.
 """
 
