@@ -46,6 +46,7 @@ void DefineOps(py::module_& m) {
   m.def("adamw_", [](const PyLaunch& launch, bool amsgrad) {
     AdamW(launch.target, launch.arguments, amsgrad);
   });
+  m.def("lion_", [](const PyLaunch& launch) { Lion(launch.target, launch.arguments); });
   m.def("grad_square_sums",
         [](const PyLaunch& launch, bool clamps, uintptr_t partials, uintptr_t sums) {
           GradSquareSums(launch.target, launch.arguments, clamps, Pointer<float>(partials),

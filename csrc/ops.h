@@ -21,7 +21,7 @@ struct WorkItem {
 // What every kernel is given.
 struct LaunchArguments {
   const TensorRecord* records;
-  const void* rows;  // AdamWRow or AdafactorRow
+  const void* rows;  // of the op's own row
   const WorkItem* items;
   int64_t num_items;
   const float* grad_scale;
@@ -43,6 +43,9 @@ struct LaunchTarget {
 
 // One AdamW step. Items are chunks.
 void AdamW(const LaunchTarget& target, const LaunchArguments& launch, bool amsgrad);
+
+// One Lion step. Items are chunks.
+void Lion(const LaunchTarget& target, const LaunchArguments& launch);
 
 // sums[tensor] = the sum of squares of its prepared gradient; partials has one float per item.
 void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, bool clamps,

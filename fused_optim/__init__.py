@@ -1,8 +1,9 @@
 """Fused optimizers for large-model training in PyTorch.
 
 `AdamW`, `Adafactor` and `AdamWeightDecay` have the semantics of the transformers library,
-`fused_optim.torch_compat` has those of ``torch.optim``; `fused_optim.schedules` holds the
-learning-rate schedules. ``python -m fused_optim`` says which backend they will use, and why.
+`fused_optim.torch_compat` has those of ``torch.optim``, and `Lion` is as its paper has it;
+`fused_optim.schedules` holds the learning-rate schedules. ``python -m fused_optim`` says which
+backend they will use, and why.
 """
 
 from fused_optim import schedules, torch_compat
@@ -11,6 +12,7 @@ from fused_optim.backends import diagnostics
 from fused_optim.optimizers.adafactor import Adafactor
 from fused_optim.optimizers.adamw import AdamW
 from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
+from fused_optim.optimizers.lion import Lion
 from fused_optim.optimizers.param_groups import param_groups_weight_decay
 from fused_optim.optimizers.tf_compat import AdamWeightDecay, create_optimizer
 from fused_optim.schedules import *  # noqa: F403
@@ -19,6 +21,7 @@ _OPTIMIZERS = (
     AdamW,
     Adafactor,
     AdamWeightDecay,
+    Lion,
     torch_compat.AdamW,
     torch_compat.Adam,
     torch_compat.Adafactor,
@@ -39,6 +42,7 @@ __all__ = [
     "AdamW",
     "AdamWeightDecay",
     "GradientAccumulator",
+    "Lion",
     "__version__",
     "create_optimizer",
     "info",

@@ -1,8 +1,8 @@
 """The registry of ops: what a step calls, in which order, and what its kernels read.
 
 Everything that depends on an update's name or row looks it up here: the packing of rows, the order
-of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/common/tables.h``. This file
-needs nothing but Python, as ``setup.py`` reads it where there is no torch yet.
+of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/common/tables.h``.
+This file needs nothing but Python, as ``setup.py`` reads it where there is no torch yet.
 """
 
 from __future__ import annotations
@@ -89,6 +89,21 @@ class AdafactorRow:
     flags: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LionRow:
+    """The scalars of a Lion step, as Python doubles. Field order is the packed order."""
+
+    grad_mul: float = 1.0
+    clip_value: float = math.inf
+    decay_before: float = 1.0
+    b1: float = 0.9
+    omb1: float = 0.1
+    b2: float = 0.99
+    omb2: float = 0.01
+    step_size: float = 1e-4
+    step: int = 1
+
+
 @functools.cache
 def float_fields(row: type) -> int:
     """Return how many of a row's fields, the first ones, are float32 words; others are uint32."""
@@ -146,6 +161,7 @@ FAMILIES = {
             statistics="adafactor_statistics",
             elementwise=False,
         ),
+        Family("lion", LionRow, ("lion_",), ("elementwise/lion",), rate="step_size"),
     )
 }
 """Every update by its name. A name that is not here is a KeyError wherever it is used."""

@@ -17,11 +17,14 @@ from .adafactor_geometry import adafactor_scratch, block_count, tile_count
 from .adamw import adamw_
 from .elementwise import chunk_count
 from .gradients import grad_square_sums
+from .lion import lion_
 
 _scratch = of_shape(adafactor_scratch)
 _TILES = Needs({"tiles": of_shape(tile_count)}, _scratch)
+_CHUNKS = Needs({"chunks": chunk_count})
 _NEEDS = {
-    "adamw_": Needs({"chunks": chunk_count}),
+    "adamw_": _CHUNKS,
+    "lion_": _CHUNKS,
     "grad_square_sums": Needs({"chunks": chunk_count}, chunk_count),
     "adafactor_statistics": _TILES,
     "adafactor_finalise_": Needs({"blocks": of_shape(block_count)}, _scratch),
@@ -42,5 +45,6 @@ __all__ = [
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "lion_",
     "needs",
 ]

@@ -80,6 +80,21 @@ struct AdafactorRow {
 };
 static_assert(sizeof(AdafactorRow) == 16 * sizeof(float), "16 words per row");
 
+// The scalars of one (group, step count, variant) of lion.
+struct LionRow {
+  float grad_mul;
+  float clip_value;
+  float decay_before;
+  float b1;
+  float omb1;
+  float b2;
+  float omb2;
+  float step_size;
+  uint32_t step;
+  float reserved[7];
+};
+static_assert(sizeof(LionRow) == 16 * sizeof(float), "16 words per row");
+
 constexpr int kMaxLayoutDims = 8;
 
 // Sizes and per-tensor strides, in elements, of a record whose tensors do not share one dense

@@ -26,6 +26,7 @@ __all__ = [
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "lion_",
     "needs",
 ]
 
@@ -80,7 +81,7 @@ _ELEMENTWISE = Needs({"chunks": _chunks})
 _ALL = Needs({"tiles": _tiles, "lines": _lines}, _scratch)
 _LARGE = Needs({"tiles": _large_tiles, "lines": _large_lines}, _scratch)
 _NEEDS = {
-    "adamw_": _ELEMENTWISE,
+    **{op: _ELEMENTWISE for family in FAMILIES.values() if family.elementwise for op in family.ops},
     "grad_square_sums": _ELEMENTWISE,
     "adafactor_finalise_": Needs({"lines": _large_lines, "visits": _visits}, _scratch),
     "adafactor_update_sums": Needs({"tiles": _large_tiles}, _scratch),
@@ -98,6 +99,11 @@ def needs(op: str, launch: Launch) -> Needs:
 def adamw_(tables: Tables, launch: Launch) -> None:
     """Run one AdamW step on every tensor of the bucket, in one launch."""
     _C.adamw_(_launch(tables, "chunks"), tables.key.amsgrad)
+
+
+def lion_(tables: Tables, launch: Launch) -> None:
+    """Run one Lion step on every tensor of the bucket, in one launch."""
+    _C.lion_(_launch(tables, "chunks"))
 
 
 def grad_square_sums(tables: Tables, launch: Launch) -> torch.Tensor:

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from fused_optim.ops import AdafactorRow, AdamWRow
 
-Row = AdamWRow | AdafactorRow
+class Row(Protocol):
+    """What the rows of all updates have; `fused_optim.ops` has their dataclasses."""
+
+    @property
+    def grad_mul(self) -> float:
+        """What gradients are multiplied by."""
+
+    @property
+    def step(self) -> int:
+        """The step count, which numbers the random bits."""
 
 
 class BucketKey(NamedTuple):

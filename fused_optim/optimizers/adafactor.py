@@ -9,9 +9,9 @@ import torch
 
 from fused_optim import ops, precision
 from fused_optim.ops import AdafactorRow
-from fused_optim.optimizers import adam_scalars, validation
+from fused_optim.optimizers import validation
 from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
-from fused_optim.optimizers.scalars import Scalar, minimum, number, sqrt
+from fused_optim.optimizers.scalars import Scalar, minimum, number, sign, sqrt
 from fused_optim.precision.state import StateTensor
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Adafactor(AdafactorFamily):
         beta1 = 0.0 if group["beta1"] is None else number(group["beta1"], step)
         omb2 = step ** number(group["decay_rate"], step)
         return AdafactorRow(
-            grad_mul=adam_scalars.sign(group),
+            grad_mul=sign(group),
             rho=relative_step_size(group, step),
             eps_grad=number(group["eps"][0], step),
             eps_rms=number(group["eps"][1], step),

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from fused_optim.ops import AdamWRow
-from fused_optim.optimizers.scalars import Scalar, at_least_zero, complement_of_power, number, sqrt
-
-
-def sign(group: dict[str, Any]) -> float:
-    """Return what gradients are multiplied with: -1 to maximise."""
-    return -1.0 if group["maximize"] else 1.0
+from fused_optim.optimizers.scalars import (
+    Scalar,
+    at_least_zero,
+    complement_of_power,
+    number,
+    sign,
+    sqrt,
+)
 
 
 def transformers_row(group: dict[str, Any], step: int | torch.Tensor) -> AdamWRow:

@@ -92,7 +92,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
 
     _family: ClassVar[str]  # one of `fused_optim.ops.FAMILIES`
     _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
-    _aliases: ClassVar[dict[str, str]] = {}
+    _aliases: ClassVar[dict[str, str]] = {}  # by a peer's key of the state, this optimizer's
+    _foreign: ClassVar[tuple[str, ...]] = ()  # keys of the state that only other optimizers have
     _shows_torch_steps: ClassVar[bool] = False  # 0-d tensors in state dicts, as torch's are
     _attributes: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "clip_group", "seed")
     _pickled: ClassVar[tuple[str, ...]] = (

@@ -7,6 +7,7 @@ the step counts are a float64 tensor on the device, and so is all that follows f
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -25,6 +26,11 @@ def number(value: Scalar, step: int | torch.Tensor) -> Scalar:
         if value.device == step.device:
             return value.detach().reshape(()).to(torch.float64)
     return float(value)
+
+
+def sign(group: dict[str, Any]) -> float:
+    """Return what a group's gradients are multiplied with: 1, or -1 to maximise."""
+    return -1.0 if group["maximize"] else 1.0
 
 
 def sqrt(x: Scalar) -> Scalar:

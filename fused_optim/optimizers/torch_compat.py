@@ -20,7 +20,7 @@ from fused_optim.optimizers import adam_scalars, validation
 from fused_optim.optimizers.adafactor import AdafactorFamily, statistics_dtype
 from fused_optim.optimizers.adamw import AdamFamily
 from fused_optim.optimizers.base import CommonOptions
-from fused_optim.optimizers.scalars import minimum, number, sqrt
+from fused_optim.optimizers.scalars import minimum, number, sign, sqrt
 from fused_optim.precision.state import StateTensor
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class Adafactor(AdafactorFamily):
         eps1 = torch.finfo(variant).eps if eps1 is None else float(eps1)
         omb2 = step ** number(group["beta2_decay"], step)
         return AdafactorRow(
-            grad_mul=adam_scalars.sign(group),
+            grad_mul=sign(group),
             rho=minimum(lr, 1.0 / sqrt(step)),
             eps_grad=0.0,
             eps_rms=number(eps2, step),

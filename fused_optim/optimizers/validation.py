@@ -171,15 +171,21 @@ def check_common(group: dict[str, Any]) -> None:
 def refuse_options(cls: type, names: Iterable[str], base: type) -> None:
     """Raise TypeError for options that ``cls`` lacks, with the class that has them, if one does.
 
-    The classes that are asked are this package's subclasses of ``base``, those of the same name
-    first.
+    The classes that are asked are this package's subclasses of ``base``: first those of the same
+    name, then those of the same update.
     """
     name = next(iter(names))
     others, known = list(base.__subclasses__()), []
     while others:
         known.append(others.pop(0))
         others += known[-1].__subclasses__()
-    known.sort(key=lambda other: other.__name__ != cls.__name__)
+    family = getattr(cls, "_family", None)
+    known.sort(
+        key=lambda other: (
+            other.__name__ != cls.__name__,
+            getattr(other, "_family", None) != family,
+        )
+    )
     has = [other for other in known if name in inspect.signature(other.__init__).parameters]
     ours = [other for other in has if other.__module__.startswith("fused_optim.")]
     public = [errors.class_name(other) for other in ours if not other.__name__.startswith("_")]

@@ -1,8 +1,8 @@
 """Runs the CUDA kernels, compiled as C++, and notes every byte they touch.
 
 The host module of tests/support/host_module.py counts accesses through the functions of
-csrc/common/device.cuh by which kernels reach tensors and statistics; tables, scalars and most of scratch
-it does not see.
+csrc/common/device.cuh by which kernels reach tensors and statistics; tables, scalars and most of
+scratch it does not see.
 """
 
 import itertools

@@ -13,6 +13,7 @@ from .adafactor import (
 )
 from .adamw import adamw_
 from .gradients import grad_square_sums
+from .lion import lion_
 
 __all__ = [
     "adafactor_apply_",
@@ -21,4 +22,5 @@ __all__ = [
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "lion_",
 ]

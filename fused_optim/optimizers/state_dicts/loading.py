@@ -118,6 +118,12 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
     group, param = home.group, home.param
     saved, note = peers.translated(saved)
     saved = {optimizer._aliases.get(key, key): value for key, value in saved.items()}
+    for key in optimizer._foreign:
+        if isinstance(saved.get(key), torch.Tensor):
+            raise ValueError(
+                f"its state has {key!r}, which {type(optimizer).__name__} does not keep: the dict "
+                "is another optimizer's. Load one of the same optimizer, or remove the key from it"
+            )
     mode = precision.resolve_mode(group["low_precision"], param.dtype)
     extra = state.extra_tensor(mode, param.dtype)
     spec = optimizer._state_spec(group, param)
