@@ -101,7 +101,7 @@ def variants() -> Iterator[str]:
 
 def test_every_kernel_is_there_for_every_architecture(usage) -> None:
     expected = {f"AdamWKernel {v}{flag}" for v in variants() for flag in ("", " amsgrad")}
-    expected |= {f"{k}Kernel {v}" for v in variants() for k in ("Statistics", "Apply")}
+    expected |= {f"{k}Kernel {v}" for v in variants() for k in ("Lion", "Statistics", "Apply")}
     expected |= {f"{k}Kernel" for k in ("Fold", "Finalise", "UpdateSums")}
     expected |= {"SquarePartialsKernel", "SquareSumsKernel"}
     assert built_architectures()
@@ -119,18 +119,19 @@ def test_no_spills_and_no_local_memory(usage) -> None:
 def test_two_blocks_fit_on_a_processor(usage) -> None:
     """256 threads of 128 registers are half of the register file.
 
-    But for AdamW on float32, which has more loads in flight, and Adafactor's small tensors, whose
-    block has all stages in one kernel.
+    But for AdamW and Lion on float32, which have more loads in flight, and Adafactor's small
+    tensors, whose block has all stages in one kernel.
     """
     for architecture in built_architectures():
         for name, used in usage[architecture].items():
-            if not name.startswith(("AdamWKernel float32", "FinaliseKernel")):
+            if not name.startswith(("AdamWKernel float32", "LionKernel float32", "FinaliseKernel")):
                 assert used["REG"] <= 128, (architecture, name, used)
 
 
 @pytest.mark.parametrize("variant", list(variants()))
 def test_wide_global_accesses_on_the_hot_path(code, variant: str) -> None:
-    for name in (f"AdamWKernel {variant}", f"StatisticsKernel {variant}", f"ApplyKernel {variant}"):
+    for kernel in ("AdamW", "Lion", "Statistics", "Apply"):
+        name = f"{kernel}Kernel {variant}"
         text = "\n".join(code[name])
         assert "LDG.E.128" in text, name
         assert "STG.E.128" in text or name.startswith("Statistics"), name

@@ -243,7 +243,7 @@ def test_traffic(
     """Three passes over the gradients, one or two over the parameters; the rest is below 5 %."""
     options = {"lr": 0.01, "relative_step": False, "scale_parameter": scale_parameter}
     param = torch.nn.Parameter(torch.randn(1024, 1024).bfloat16())
-    case = Case("adafactor", ADAFACTOR[0].optimizer, ADAFACTOR[0].oracle, options)
+    case = Case(ADAFACTOR[0].optimizer, ADAFACTOR[0].oracle, options)
     optimizer = case.make([param], "cuda", low_precision=mode)
     param.grad = torch.randn_like(param)
     optimizer.step()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import host_module
 import pytest
 import torch
-from triton_cases import ROWS, adamw_entry, adamw_reference, copied, key_of, tensors_of
+from entries import ROWS, copied, entry_of, key_of, reference_of, tensors_of
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
 from fused_optim.ops import AdafactorRow
@@ -52,12 +52,12 @@ def last_tile(bucket: Bucket) -> Bucket:
 def test_adamw() -> None:
     """Of a chunk and of a stride."""
     key = key_of(BFLOAT16, "nearest")
-    entry = adamw_entry(key, (9,), grad=BFLOAT16, row=1)
+    entry = entry_of(key, (9,), grad=BFLOAT16, row=1)
     distant = copied(entry, **{name: far(t) for name, t in tensors_of(entry).items()})
     strided = copied(entry, grad=torch.empty(2 * COUNT, dtype=BFLOAT16)[:: COUNT // 4])
     strided.grad.copy_(entry.grad)
     bucket = Bucket(key, entries=[distant, strided], rows=list(ROWS))
-    wanted = adamw_reference(bucket, entry, Launch())
+    wanted = reference_of(bucket, entry, Launch())
     only(bucket, chunks=[(0, (COUNT - 1) // CHUNK), (1, 0)])
     host_module.kernels().adamw_(bucket, Launch())
     for found in (distant.param[-9:], strided.param):

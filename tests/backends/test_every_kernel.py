@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, Make] = {
     "torch AdamW amsgrad": lambda p, **o: torch_compat.AdamW(p, amsgrad=True, **o),
     "Adafactor": lambda p, **o: fused_optim.Adafactor(p, beta1=0.9, max_grad_norm=1.0, **o),
     "torch Adafactor": lambda p, **o: torch_compat.Adafactor(p, **o),
+    "Lion": lambda p, **o: fused_optim.Lion(p, weight_decay=0.1, **o),
     "AdamW clipped": lambda p, **o: fused_optim.AdamW(p, max_grad_norm=1.0, **o),
     "AdamW capturable": lambda p, **o: fused_optim.AdamW(p, capturable=True, **o),
 }

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from cases import ADAFACTOR, TensorCase
-from parity import Bench
-from prepared import OnBuckets
-from triton_cases import (
+from entries import (
     DTYPES,
-    adamw_entry,
     assert_unchanged,
     copied,
+    entry_of,
     extra_of,
     key_of,
     spread,
     tensors_of,
 )
+from parity import Bench
+from prepared import OnBuckets
 
 from fused_optim.backends import dispatch, eager
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
@@ -48,7 +48,7 @@ STORAGES = [
 ROW = AdafactorRow(b2=0.9, omb2=0.1, b1=0.9, omb1=0.1, rho=0.1, flags=1, decay_alpha=0.1, step=3)
 
 
-def entry_of(
+def adafactor_entry(
     key: BucketKey,
     shape: tuple[int, ...],
     *,
@@ -110,7 +110,7 @@ def test_equals_eager_in_every_storage(dtype, mode, grad) -> None:
     key = key_of(dtype, mode, op="adafactor")
     shapes = [(33,), (0,), (5, 6), (9, 24), (4, 2, 2), ()]
     entries = [
-        entry_of(key, shape, grad=grad, momentum=i % 2 == 1, number=i)
+        adafactor_entry(key, shape, grad=grad, momentum=i % 2 == 1, number=i)
         for i, shape in enumerate(shapes)
     ]
     twins = [copied(entry) for entry in entries]
@@ -125,7 +125,7 @@ def test_equals_eager_in_every_storage(dtype, mode, grad) -> None:
 @pytest.mark.parametrize("shape", [(12, 10), (2, 17, 8)])
 def test_layouts_change_little(shape: tuple[int, ...]) -> None:
     key = key_of(torch.float32, "none", op="adafactor")
-    plain = entry_of(key, shape, momentum=True)
+    plain = adafactor_entry(key, shape, momentum=True)
     others = []
     for names in (("grad",), ("param",), ("param", "grad", "exp_avg")):
         entry = copied(plain)
@@ -145,7 +145,7 @@ def test_torch_semantics() -> None:
         b2=0.9, omb2=0.1, eps_grad=0.0, decay_before=0.9, mean_floor=1e-3, update_cap=5.0, flags=5
     )
     key = key_of(torch.float32, "none", op="adafactor")
-    entries = [entry_of(key, shape) for shape in ((6, 8), (1, 5), (9,), (2, 3, 3))]
+    entries = [adafactor_entry(key, shape) for shape in ((6, 8), (1, 5), (9,), (2, 3, 3))]
     entries[0].grad[0, 0] = float("nan")
     entries[1].grad.zero_()
     twins = [copied(entry) for entry in entries]
@@ -158,7 +158,7 @@ def test_torch_semantics() -> None:
 def test_zero_gradients_hold_still() -> None:
     for flags, moves in ((1, True), (3, False)):
         key = key_of(torch.float32, "none", op="adafactor")
-        entries = [entry_of(key, shape) for shape in ((4, 9), (5,), (2, 2, 2))]
+        entries = [adafactor_entry(key, shape) for shape in ((4, 9), (5,), (2, 2, 2))]
         for entry in entries:
             entry.grad.zero_()
         before = [entry.param.clone() for entry in entries]
@@ -170,7 +170,7 @@ def test_zero_gradients_hold_still() -> None:
 
 def test_found_inf_leaves_everything_untouched() -> None:
     key = key_of(torch.bfloat16, "split", op="adafactor")
-    entries = [entry_of(key, shape, momentum=True) for shape in ((4, 9), (5,), (2, 2, 2))]
+    entries = [adafactor_entry(key, shape, momentum=True) for shape in ((4, 9), (5,), (2, 2, 2))]
     before = [tensors_of(copied(entry)) for entry in entries]
     launch = Launch(found_inf=torch.tensor(2.0), seed=1)
     run(kernels, Bucket(key, entries=entries, rows=[ROW]), launch)
@@ -180,21 +180,21 @@ def test_found_inf_leaves_everything_untouched() -> None:
 
 def test_the_same_bits_every_time() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
-    entry = entry_of(key, (20, 520))
+    entry = adafactor_entry(key, (20, 520))
     twin = copied(entry)
     run(kernels, Bucket(key, entries=[entry], rows=[ROW]), Launch())
-    run(kernels, Bucket(key, entries=[entry_of(key, (7,)), twin], rows=[ROW]), Launch())
+    run(kernels, Bucket(key, entries=[adafactor_entry(key, (7,)), twin], rows=[ROW]), Launch())
     assert torch.equal(entry.param, twin.param)
 
 
 def test_launches_do_not_depend_on_the_number_of_tensors() -> None:
     key = key_of(torch.float32, "none", op="adafactor")
     for count in (1, 4):
-        entries = [entry_of(key, (2, 3 + i)) for i in range(count)]
+        entries = [adafactor_entry(key, (2, 3 + i)) for i in range(count)]
         before = launching.launches
         run(kernels, Bucket(key, entries=entries, rows=[ROW]), Launch())
         assert launching.launches - before == 5
-        entries = [adamw_entry(key_of(torch.float32, "none"), (3,)) for _ in range(count)]
+        entries = [entry_of(key_of(torch.float32, "none"), (3,)) for _ in range(count)]
         before = launching.launches
         kernels.adamw_(
             Bucket(key_of(torch.float32, "none"), entries=entries, rows=[AdamWRow()]), Launch()
@@ -215,7 +215,7 @@ def test_tiles_cover_every_element_once() -> None:
     # One number per element, summed by the kernels' tiles: any that is missed or met twice shows.
     key = key_of(torch.float32, "none", op="adafactor")
     for shape in ((513, 9), (2, 9, 40), (300, 2, 3), (16_385,), (1, 600), (20, 600)):
-        entry = entry_of(key, shape)
+        entry = adafactor_entry(key, shape)
         entry.grad = torch.ones(shape)
         entry.exp_avg_sq.zero_()
         if entry.max_exp_avg_sq is not None:
@@ -244,7 +244,7 @@ def test_no_chain_of_sums_is_longer_than_32() -> None:
 def test_square_sums(grad: torch.dtype) -> None:
     key = key_of(torch.float32, "none")
     sizes = [(0,), (1,), (4096 + 300,), (7, 30), ()]
-    entries = [adamw_entry(key, size, grad=grad) for size in sizes]
+    entries = [entry_of(key, size, grad=grad) for size in sizes]
     entries[3].grad = entries[3].grad.t().contiguous().t()
     rows = [AdamWRow(grad_mul=-1.0, clip_value=0.5)]
     launch = Launch(

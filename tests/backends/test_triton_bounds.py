@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from entries import ROWS, entry_of, extra_of, key_of, spread, tensors_of
 from prepared import OnBuckets
-from triton_cases import ROWS, adamw_entry, extra_of, key_of, spread, tensors_of
 
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.ops import AdafactorRow
@@ -82,7 +82,7 @@ def strided(entry: TensorEntry) -> TensorEntry:
 @pytest.mark.parametrize(("dtype", "mode"), STORAGES)
 def test_adamw(dtype: torch.dtype, mode: str, grad: torch.dtype) -> None:
     key = key_of(dtype, mode, amsgrad=True)
-    entries = [adamw_entry(key, shape, grad=grad) for shape in ((1,), (1024 + 9,), (3, 5))]
+    entries = [entry_of(key, shape, grad=grad) for shape in ((1,), (1024 + 9,), (3, 5))]
     strided(entries[-1])
     assert_stays_inside(["adamw_"], Bucket(key, entries=entries, rows=list(ROWS)))
 

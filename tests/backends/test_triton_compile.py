@@ -16,6 +16,7 @@ if sys.platform != "linux":
     pytest.skip("Triton's compiler is for Linux", allow_module_level=True)
 
 ADAMW = ("adamw:float32:none", "adamw:bfloat16:stochastic:draws", "adamw:bfloat16:split:amsgrad")
+LION = ("lion:float32:none", "lion:bfloat16:stochastic:draws", "lion:bfloat16:split")
 ADAFACTOR = (
     "statistics:bfloat16:split",
     "totals",
@@ -25,15 +26,16 @@ ADAFACTOR = (
 )
 GRADIENTS = ("square_sums",)
 EVERY = [
-    ":".join(("adamw", dtype, mode, *flags))
+    ":".join((name, dtype, mode, *flags))
+    for name in ("adamw", "lion")
     for dtype, modes in MODES.items()
     for mode in modes
     for flags in ((), ("amsgrad",), ("draws",), ("draws", "amsgrad"))
-    if "draws" in flags or mode != "stochastic"
+    if ("draws" in flags or mode != "stochastic") and not (name == "lion" and "amsgrad" in flags)
 ]
 
 RESIDENT = {
-    **dict.fromkeys(("adamw", "square_sums", "finalise", "totals"), 4),
+    **dict.fromkeys(("adamw", "lion", "square_sums", "finalise", "totals"), 4),
     # Few, but each thread of them has up to four 128-bit loads on their way at a time.
     **{"statistics": 1, "update_sums": 1, "apply": 3},
 }
@@ -71,8 +73,8 @@ def assert_vectors(report: dict) -> None:
     """Hold the vector path to 128-bit accesses, of the widths that the storage allows."""
     name, *options = report["variant"].split(":")
     loads, stores = count(report, "LDG.E.128"), count(report, "STG.E.128")
-    if name == "adamw":
-        moments = 3 if "amsgrad" in options else 2
+    if name in ("adamw", "lion"):
+        moments = 1 if name == "lion" else 3 if "amsgrad" in options else 2
         # Four elements a thread fill a vector where they are float32; eight, whatever they are.
         wide = moments + 1 if options[0] == "float32" else moments
         if "draws" in options and not (options[0] == "float32" and "amsgrad" in options):
@@ -85,7 +87,7 @@ def assert_vectors(report: dict) -> None:
 
 
 def test_hopper() -> None:
-    for report in reports("sm_90", *ADAMW, *ADAFACTOR, *GRADIENTS).values():
+    for report in reports("sm_90", *ADAMW, *LION, *ADAFACTOR, *GRADIENTS).values():
         assert_resources(report)
         assert_vectors(report)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from entries import assert_stored, bucket_of, copied, entry_of, key_of, reference_of, tensors_of
 from prepared import OnBuckets
-from triton_cases import key_of
+from stored import bits
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
 from fused_optim.ops import AdafactorRow, AdamWRow
@@ -16,7 +17,7 @@ from fused_optim.ops import AdafactorRow, AdamWRow
 pytest.importorskip("triton")
 
 from fused_optim.triton_kernels import adafactor_geometry as geometry  # noqa: E402
-from fused_optim.triton_kernels import gradients  # noqa: E402
+from fused_optim.triton_kernels import elementwise, gradients  # noqa: E402
 
 from fused_optim import triton_kernels  # noqa: E402
 
@@ -43,6 +44,21 @@ def only(bucket: Bucket, op: str, others: float = 0.0, **maps: list[tuple[int, i
     kernels.plan(bucket)._map = lambda name, counts: tensors[name]
     kernels.tables(bucket, op).scratch.fill_(others)
     return bucket
+
+
+def test_adamw() -> None:
+    """Of a chunk and of a stride."""
+    key = key_of(BFLOAT16, "nearest")
+    entry = entry_of(key, (9,), grad=BFLOAT16, state=BFLOAT16, row=1)
+    distant = copied(entry, **{field: far(tensor) for field, tensor in tensors_of(entry).items()})
+    strided = copied(entry, grad=torch.empty(2 * COUNT, dtype=BFLOAT16)[:: COUNT // 4])
+    strided.grad.copy_(entry.grad)
+    bucket = bucket_of(key, [distant, strided])
+    only(bucket, "adamw_", chunks=[(0, (COUNT - 1) // elementwise.CHUNK_SIZE), (1, 0)])
+    wanted = reference_of(bucket, copied(strided), Launch(seed=1))
+    kernels.adamw_(bucket, Launch(seed=1))
+    assert_stored(strided, {"param": wanted["param"]}, "strided")
+    assert (bits(distant.param[-9:]) == wanted["param"]).all()  # nothing of it is drawn
 
 
 def test_grad_square_sums() -> None:

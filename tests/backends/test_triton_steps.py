@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -20,6 +24,7 @@ OPTIMIZERS = {
     "transformers": lambda p: fused_optim.AdamW(p, lr=1e-2, weight_decay=0.1, max_grad_norm=1.0),
     "torch": lambda p: torch_compat.Adam(p, lr=1e-2, weight_decay=0.1, amsgrad=True, maximize=True),
     "tensorflow": lambda p: fused_optim.AdamWeightDecay(p, 1e-2, clipnorm=0.5, clipvalue=0.9),
+    "lion": lambda p: fused_optim.Lion(p, lr=1e-2, weight_decay=0.1, max_grad_norm=1.0),
     "adafactor": lambda p: fused_optim.Adafactor(p, beta1=0.9, max_grad_norm=1.0),
     "torch adafactor": lambda p: torch_compat.Adafactor(p, lr=1e-1, weight_decay=0.1),
 }
@@ -89,3 +94,20 @@ def test_eager_can_still_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="torch sees no GPU"):
             fused_optim.AdamW([torch.nn.Parameter(torch.ones(1))], backend="triton")
+
+
+def test_cpu_tensors_without_the_interpreter_get_our_own_error() -> None:
+    code = """
+import torch
+from fused_optim import AdamW
+p = torch.nn.Parameter(torch.zeros(4))
+p.grad = torch.zeros(4)
+try:
+    AdamW([p]).step()
+except RuntimeError as error:
+    print(error)
+"""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env[dispatch.TEST_VARIABLE] = "triton"
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "TRITON_INTERPRET=1" in run.stdout, run.stderr

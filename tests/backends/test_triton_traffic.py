@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from entries import ROWS, entry_of, extra_of, key_of
 from prepared import OnBuckets
-from triton_cases import ROWS, adamw_entry, extra_of, key_of
 
 from fused_optim.backends.interface import Bucket, Launch, TensorEntry
 from fused_optim.ops import AdafactorRow
@@ -65,7 +65,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Counter:
 )
 def test_adamw(moved, numel, dtype, mode, state, loaded, stored) -> None:
     key = key_of(dtype, mode)
-    entry = adamw_entry(key, (numel,), grad=dtype, state=state)
+    entry = entry_of(key, (numel,), grad=dtype, state=state)
     kernels.adamw_(Bucket(key, entries=[entry], rows=list(ROWS)), Launch())
     assert moved == {"loaded": loaded * numel, "stored": stored * numel}
 
@@ -127,7 +127,7 @@ def test_one_kernel_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adafactor, "launch_kernel", launch)
     for count, scale in ((1, None), (3, torch.tensor(2.0)), (2, None)):
         key = key_of(torch.bfloat16, "split")
-        entries = [adamw_entry(key, (3 + count + i,), row=i) for i in range(count)]
+        entries = [entry_of(key, (3 + count + i,), row=i) for i in range(count)]
         kernels.adamw_(
             Bucket(key, entries=entries, rows=list(ROWS)), Launch(scale, seed=count << 31)
         )

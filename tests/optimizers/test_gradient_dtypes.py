@@ -74,7 +74,7 @@ def test_grad_dtype_and_main_grad_are_one_thing(case: Case, backend: str) -> Non
         assert_identical(snapshot(by_torch.optimizer), snapshot(by_hand.optimizer))
         if step == 0:
             differ = differences(by_torch, rounded)
-            assert sum(differ) > 0.9 * len(differ)  # short ones may agree once they are rounded
+            assert sum(differ) > 0.85 * len(differ)  # short ones may agree once they are rounded
 
 
 @needs_grad_dtype

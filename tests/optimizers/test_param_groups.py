@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from cases import device_of, each_backend
 from torch import nn
 
 from fused_optim import AdamW, AdamWeightDecay, param_groups_weight_decay
@@ -232,3 +233,22 @@ def test_optimizers_take_the_groups():
     named.step()
     assert torch.equal(model.wte.weight, before["wte.weight"])
     assert not torch.equal(model.head.weight, before["head.weight"])
+
+
+@each_backend
+def test_names_choose_what_decays(backend: str) -> None:
+    names = ["encoder.weight", "encoder.bias", "LayerNorm.weight", "LayerNorm.special"]
+    device = device_of(backend)
+    params = [nn.Parameter(torch.full((3,), 2.0, device=device)) for _ in names]
+    optimizer = AdamWeightDecay(
+        zip(names, params, strict=True),
+        learning_rate=0.1,
+        weight_decay_rate=0.5,
+        include_in_weight_decay=["special$"],
+        exclude_from_weight_decay=["LayerNorm", "bias"],
+        backend=backend,
+    )
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert [round(p[0].item(), 5) for p in params] == [1.9, 2.0, 2.0, 1.9]

@@ -112,7 +112,7 @@ def test_a_list_trains_as_its_tensors_alone(case: Case, backend: str, placed: li
         for _ in range(2):
             step(together, alone, [layout for _, _, layout in placed])
     for p, q, first, tensor in zip(together.params, alone.params, start, cases, strict=True):
-        if case.family == "adamw":
+        if case.elementwise:
             assert (bits(p) == bits(q)).all(), tensor
             for key, value in alone.optimizer.state[q].items():
                 assert_same_bits(together.optimizer.state[p][key], value, f"{tensor} {key}")

@@ -77,6 +77,15 @@ TORCH_ADAFACTOR = [
     ({"weight_decay": -0.1}, r"Invalid weight_decay: -0.1"),
 ]
 
+LION = [
+    ({"lr": NAN}, r"Invalid learning rate: nan"),
+    ({"lr": None}, r"Invalid learning rate: None"),
+    ({"betas": (0.9, 1.0)}, r"Invalid beta parameter at index 1: 1.0"),
+    ({"betas": 0.9}, r"Invalid betas: 0.9"),
+    ({"weight_decay": -0.1}, r"Invalid weight_decay: -0.1"),
+    ({"weight_decay": NAN}, r"Invalid weight_decay: nan"),
+]
+
 TABLE = [
     (fused_optim.AdamW, [*ADAM, *COMMON, ({"correct_bias": None}, "Invalid correct_bias: None")]),
     (
@@ -86,6 +95,7 @@ TABLE = [
     (torch_compat.AdamW, [*ADAM, *COMMON, ({"weight_decay": -0.1}, "weight_decay")]),
     (fused_optim.Adafactor, [*ADAFACTOR, *COMMON]),
     (torch_compat.Adafactor, [*TORCH_ADAFACTOR, *COMMON]),
+    (fused_optim.Lion, [*LION, *COMMON]),
 ]
 CASES = [
     pytest.param(make, bad, message, id=f"{make.__module__[12:]}-{make.__name__}-{bad}")

@@ -20,6 +20,7 @@ from oracle import (
     adam_weight_decay_tf,
     adamw_torch,
     adamw_transformers,
+    lion,
     widen,
 )
 from parity import Bench
@@ -34,8 +35,7 @@ FIXED = {"relative_step": False, **DECAY}
 
 
 def case(optimizer: type, oracle: Callable[..., Any], **options: Any) -> Case:
-    family = "adafactor" if "Adafactor" in optimizer.__name__ else "adamw"
-    return Case(family, optimizer, oracle, options)
+    return Case(optimizer, oracle, options)
 
 
 # With a learning rate of zero nothing moves but Adafactor's momentum, and that starts at zero.
@@ -50,6 +50,7 @@ ELEMENTWISE = [
         learning_rate=0.0,
         weight_decay_rate=0.1,
     ),
+    case(fused_optim.Lion, lion, lr=0.0, **DECAY),
 ]
 UNSCALED = [case(fused_optim.Adafactor, adafactor, lr=0.0, scale_parameter=False, **FIXED)]
 SCALED = [

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from triton_cases import ROW, adamw_entry, key_of
+from entries import ROW, entry_of, key_of
 
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import (
@@ -57,7 +57,7 @@ def in_parts_of(size: int) -> Counts:
 
 def test_records() -> None:
     key = key_of(torch.bfloat16, "split")
-    entry = adamw_entry(key, (3, 5), grad=torch.float64, state=torch.float16, number=7)
+    entry = entry_of(key, (3, 5), grad=torch.float64, state=torch.float16, number=7)
     (record,) = fields(Bucket(key, entries=[entry], rows=[ROW]))
     for name in ("param", "grad", "exp_avg", "exp_avg_sq", "extra"):
         assert record[name] == getattr(entry, name).data_ptr()
@@ -86,7 +86,7 @@ def test_adafactor_shapes() -> None:
 def test_only_aligned_addresses_are_called_so(beyond: int) -> None:
     key = key_of(torch.float32, "none")
     for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
-        entry = adamw_entry(key, (8,))
+        entry = entry_of(key, (8,))
         setattr(entry, name, torch.ones(11)[beyond // 4 :][:8])
         assert getattr(entry, name).data_ptr() % 16 == beyond
         (record,) = fields(Bucket(key, entries=[entry], rows=[ROW]))
@@ -113,7 +113,7 @@ def test_what_rounds_to_infinity_is_packed_so(value: float, packed: float) -> No
 
 def test_maps() -> None:
     key, thousand, two = key_of(torch.float32, "none"), in_parts_of(1024), in_parts_of(2048)
-    entries = [adamw_entry(key, (n,)) for n in (0, 1, 1024, 1025, 0)]
+    entries = [entry_of(key, (n,)) for n in (0, 1, 1024, 1025, 0)]
     plan = packed(Bucket(key, entries=entries, rows=[ROW]))
     maps = tables_of(plan, small=thousand, large=two).maps
     assert maps["small"].tolist() == [[1, 0], [2, 0], [3, 0], [3, 1]]
@@ -141,7 +141,7 @@ def test_counts_are_told_of_shards() -> None:
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
 def test_tables_say_whether_anything_is_rounded_at_random(mode: str, state: torch.dtype) -> None:
     key = key_of(torch.bfloat16, mode)
-    plan = packed(Bucket(key, entries=[adamw_entry(key, (3,), state=state)], rows=[ROW]))
+    plan = packed(Bucket(key, entries=[entry_of(key, (3,), state=state)], rows=[ROW]))
     assert tables_of(plan).draws == (mode == "stochastic" or state is torch.bfloat16)
 
 
@@ -211,7 +211,7 @@ def test_blocks_merge_dimensions() -> None:
 
 def test_nine_dimensions_that_do_not_merge_need_eager() -> None:
     key = key_of(torch.float32, "none")
-    entry = adamw_entry(key, (2,) * 9)
+    entry = entry_of(key, (2,) * 9)
     assert plan_records.fits(entry, key)
     entry.grad = entry.grad.permute(*range(8, -1, -1))
     assert not plan_records.fits(entry, key)
@@ -223,7 +223,7 @@ def test_nine_dimensions_walk_memory_only_where_no_element_has_a_number() -> Non
     """All of equal strides may be walked as they lie; but not where random bits go by number."""
     for mode, fit in (("nearest", True), ("stochastic", False)):
         key = key_of(torch.bfloat16, mode)
-        entry = adamw_entry(key, (2,) * 9)
+        entry = entry_of(key, (2,) * 9)
         for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
             setattr(entry, name, getattr(entry, name).permute(*range(8, -1, -1)))
         assert plan_records.fits(entry, key) == fit
@@ -232,7 +232,7 @@ def test_nine_dimensions_walk_memory_only_where_no_element_has_a_number() -> Non
 def test_adafactors_matrices_are_read_by_logical_index() -> None:
     """Transposed alike, a matrix and its gradient still have rows and columns of their own."""
     for op, walks in (("adamw", True), ("adafactor", False)):
-        entry = adamw_entry(key_of(torch.float32, "none", op=op), (4, 6))
+        entry = entry_of(key_of(torch.float32, "none"), (4, 6))
         for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
             setattr(entry, name, getattr(entry, name).t().contiguous().t())
         rows = [ROW] if op == "adamw" else [AdafactorRow()]
@@ -275,7 +275,7 @@ def test_tables_are_told_of_the_stream_that_reads_them(monkeypatch: pytest.Monke
         plan_upload, "record_stream", lambda t, stream: told.append((t.data_ptr(), stream))
     )
     key = key_of(torch.float32, "none")
-    plan = packed(Bucket(key, entries=[adamw_entry(key, (5,))], rows=[ROW]))
+    plan = packed(Bucket(key, entries=[entry_of(key, (5,))], rows=[ROW]))
     tables_of(plan)
     plan.key = key._replace(device=cuda)
     tables_of(plan)

@@ -18,6 +18,7 @@ CLASSES = {
     "torch_compat.AdamW": torch_compat.AdamW,
     "AdamW": fused_optim.AdamW,
     "Adafactor": fused_optim.Adafactor,
+    "Lion": fused_optim.Lion,
 }
 KEEPS = {
     "nearest": "no",

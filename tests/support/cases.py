@@ -3,7 +3,7 @@
 One table drives every backend: `each_backend` runs a test on all three. Where there is no GPU, the
 kernels run on the CPU, CUDA's compiled by a C++ compiler and Triton's interpreted.
 `FUSED_OPTIM_TEST_BACKEND` names fewer backends, separated by commas. A new optimizer adds its rows
-to `CASES`.
+to `TABLES`, and one to `ONE_OF_EACH`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tolerances import dtype_name
 
 import fused_optim
 from fused_optim import torch_compat
+from fused_optim.ops import FAMILIES
 
 # On a GPU conftest.py renames the variable, which would send CPU tensors to its kernels.
 _NAMED = os.environ.get("FUSED_OPTIM_TEST_ON_GPU") or os.environ.get("FUSED_OPTIM_TEST_BACKEND")
@@ -64,13 +65,11 @@ class Case:
     """An optimizer with its options.
 
     Attributes:
-        family: "adamw" or "adafactor": which of the package's two update rules it runs.
         optimizer: the class.
         oracle: float64 function of one step; takes the same options by the same names.
         options: of the constructor.
     """
 
-    family: str
     optimizer: type[torch.optim.Optimizer]
     oracle: Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +79,16 @@ class Case:
         where = "torch." if self.optimizer.__module__.endswith("torch_compat") else ""
         options = "-".join(f"{k}={v}" for k, v in self.options.items())
         return f"{where}{self.optimizer.__name__}-{options}".replace(" ", "").rstrip("-")
+
+    @property
+    def family(self) -> str:
+        """Which update it runs: a name of `fused_optim.ops.FAMILIES`."""
+        return self.optimizer._family
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether an element's update reads that element of each tensor alone."""
+        return FAMILIES[self.family].elementwise
 
     def make(self, params: Any, backend: str = "eager", **more: Any) -> torch.optim.Optimizer:
         """Construct the optimizer."""
@@ -112,7 +121,7 @@ _BOTH = (False, True)
 _ADAM = {"lr": (1e-2,), "amsgrad": _BOTH, "maximize": _BOTH}
 
 TRANSFORMERS_ADAMW = [
-    Case("adamw", fused_optim.AdamW, oracle.adamw_transformers, options)
+    Case(fused_optim.AdamW, oracle.adamw_transformers, options)
     for options in (
         {},
         *_grid(lr=(1e-2,), weight_decay=(0.0, 0.1, -0.1), correct_bias=_BOTH, maximize=_BOTH),
@@ -120,11 +129,11 @@ TRANSFORMERS_ADAMW = [
     )
 ]
 TORCH_ADAMW = [
-    Case("adamw", torch_compat.AdamW, oracle.adamw_torch, options)
+    Case(torch_compat.AdamW, oracle.adamw_torch, options)
     for options in ({}, *_grid(**_ADAM, weight_decay=(0.0, 0.1)), {"betas": (0.5, 0.0), "eps": 0.1})
 ]
 TORCH_ADAM = [
-    Case("adamw", torch_compat.Adam, oracle.adam_torch, options)
+    Case(torch_compat.Adam, oracle.adam_torch, options)
     for options in (
         {},
         *_grid(**_ADAM, weight_decay=(0.0, 0.1)),
@@ -132,7 +141,7 @@ TORCH_ADAM = [
     )
 ]
 TENSORFLOW = [
-    Case("adamw", fused_optim.AdamWeightDecay, oracle.adam_weight_decay_tf, options)
+    Case(fused_optim.AdamWeightDecay, oracle.adam_weight_decay_tf, options)
     for options in (
         {},
         *_grid(amsgrad=_BOTH, maximize=_BOTH, weight_decay_rate=(0.0, 0.1)),
@@ -142,7 +151,7 @@ TENSORFLOW = [
 ADAMW = [*TRANSFORMERS_ADAMW, *TORCH_ADAMW, *TORCH_ADAM, *TENSORFLOW]
 
 TRANSFORMERS_ADAFACTOR = [
-    Case("adafactor", fused_optim.Adafactor, oracle.adafactor, {**rate, **options})
+    Case(fused_optim.Adafactor, oracle.adafactor, {**rate, **options})
     for rate in (
         {},
         {"warmup_init": True},
@@ -156,7 +165,7 @@ TRANSFORMERS_ADAFACTOR = [
     )
 ]
 TORCH_ADAFACTOR = [
-    Case("adafactor", torch_compat.Adafactor, oracle.adafactor_torch, options)
+    Case(torch_compat.Adafactor, oracle.adafactor_torch, options)
     for options in (
         {},
         *_grid(lr=(0.7,), weight_decay=(0.0, 0.1), maximize=_BOTH),
@@ -166,26 +175,41 @@ TORCH_ADAFACTOR = [
 ]
 ADAFACTOR = [*TRANSFORMERS_ADAFACTOR, *TORCH_ADAFACTOR]
 
-CASES = [*ADAMW, *ADAFACTOR]
+LION = [
+    Case(fused_optim.Lion, oracle.lion, options)
+    for options in (
+        {},
+        *_grid(
+            lr=(1e-2, 0.3),
+            betas=((0.9, 0.99), (0.0, 0.5)),
+            weight_decay=(0.0, 0.1),
+            maximize=_BOTH,
+        ),
+        {"lr": 0.1, "betas": (0.95, 0.0), "weight_decay": 2.0},
+    )
+]
+
+TABLES = {"adamw": ADAMW, "adafactor": ADAFACTOR, "lion": LION}
+"""The cases of every update in `fused_optim.ops.FAMILIES`."""
+CASES = [case for table in TABLES.values() for case in table]
 
 ONE_OF_EACH = [
-    Case("adamw", fused_optim.AdamW, oracle.adamw_transformers, {"lr": 0.01, "weight_decay": 0.1}),
-    Case("adamw", torch_compat.AdamW, oracle.adamw_torch, {"lr": 0.01, "amsgrad": True}),
-    Case("adamw", torch_compat.Adam, oracle.adam_torch, {"lr": 0.01, "weight_decay": 0.1}),
+    Case(fused_optim.AdamW, oracle.adamw_transformers, {"lr": 0.01, "weight_decay": 0.1}),
+    Case(torch_compat.AdamW, oracle.adamw_torch, {"lr": 0.01, "amsgrad": True}),
+    Case(torch_compat.Adam, oracle.adam_torch, {"lr": 0.01, "weight_decay": 0.1}),
     Case(
-        "adamw",
         fused_optim.AdamWeightDecay,
         oracle.adam_weight_decay_tf,
         {"learning_rate": 0.01, "weight_decay_rate": 0.1},
     ),
-    Case("adafactor", fused_optim.Adafactor, oracle.adafactor, {"beta1": 0.9}),
+    Case(fused_optim.Adafactor, oracle.adafactor, {"beta1": 0.9}),
     Case(
-        "adafactor",
         fused_optim.Adafactor,
         oracle.adafactor,
         {"lr": 0.01, "relative_step": False, "scale_parameter": False, "weight_decay": 0.1},
     ),
-    Case("adafactor", torch_compat.Adafactor, oracle.adafactor_torch, {"weight_decay": 0.1}),
+    Case(torch_compat.Adafactor, oracle.adafactor_torch, {"weight_decay": 0.1}),
+    Case(fused_optim.Lion, oracle.lion, {"lr": 0.01, "weight_decay": 0.1}),
 ]
 """Every optimizer, for tests of what does not depend on its flags."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from fused_optim.triton_kernels import adafactor, adamw, elementwise, gradients
+from fused_optim.triton_kernels import adafactor, adamw, elementwise, gradients, lion
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -35,12 +35,13 @@ def source_of(variant: str, warp_size: int = 32):
     if options:
         constants = {"DTYPE": getattr(tl, options[0]), "MODE": options[1]}
     warps = adafactor.WARPS
-    if name == "adamw":
-        amsgrad, draws = "amsgrad" in options, "draws" in options
-        moments = 2 + amsgrad
+    if name in ("adamw", "lion"):
+        moments = 1 if name == "lion" else 2 + ("amsgrad" in options)
+        draws = "draws" in options
         sizes = elementwise.sizes(getattr(torch, options[0]), moments, draws, warp_size)
-        constants |= {"MOMENTS": moments, **sizes}
-        return adamw.adamw_kernel, constants, elementwise.NUM_WARPS
+        if name == "lion":
+            return lion.lion_kernel, constants | sizes, elementwise.NUM_WARPS
+        return adamw.adamw_kernel, {"MOMENTS": moments, **constants, **sizes}, elementwise.NUM_WARPS
     if name == "square_sums":
         sizes = {"CHUNK": gradients.CHUNK_SIZE, "TAIL": gradients.TAIL_SIZE}
         sizes |= {"BLOCK": gradients.BLOCK_SIZE, "CLAMPS": True}

@@ -99,6 +99,7 @@ ROWS = (
         named=True,
         own_schedule=True,
     ),
+    Row("Lion", fused_optim.Lion, {"lr": 1e-3, "weight_decay": 0.1}),
     Row("torch-Adam", torch_compat.Adam, {"lr": 1e-2, "weight_decay": 0.1}),
     Row("torch-AdamW", torch_compat.AdamW, {"lr": 1e-2, "weight_decay": 0.1, "amsgrad": True}),
     Row("torch-Adafactor", torch_compat.Adafactor, {"weight_decay": 0.1}),

@@ -24,6 +24,7 @@ from oracle_clip import (
     clip_value,
     global_norm,
 )
+from oracle_lion import lion
 from oracle_random import STREAMS, Random, philox4x32, round_stochastic
 from oracle_rounding import (
     bits,
@@ -61,6 +62,7 @@ __all__ = [
     "global_norm",
     "kahan_decode",
     "kahan_encode",
+    "lion",
     "master_decode",
     "philox4x32",
     "relative_step_size",

@@ -1,4 +1,4 @@
-"""The bit reference of AdamW: float32 in numpy, one rounded operation at a time.
+"""The bit reference of the elementwise updates: float32 in numpy, one rounded operation at a time.
 
 GPU kernels are held to these bits, on every backend. Numpy's ``+ - * / sqrt`` on float32 arrays are
 IEEE 754 operations and separate calls cannot be contracted into a fused multiply-add, so every
@@ -11,6 +11,7 @@ How parameters and moments are stored is `reference_storage`'s matter.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from oracle_random import Random
@@ -27,8 +28,20 @@ MODES = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """The float32 scalars of one step, and the step count that numbers its random bits."""
+class Rounded:
+    """The scalars of one step, rounded to float32 so that a row may be written with numbers."""
+
+    def __post_init__(self) -> None:
+        """Round all but the step count, which numbers the random bits."""
+        with np.errstate(over="ignore"):
+            for field in fields(self):
+                if field.name != "step":
+                    object.__setattr__(self, field.name, np.float32(getattr(self, field.name)))
+
+
+@dataclass(frozen=True)
+class Row(Rounded):
+    """AdamW's scalars."""
 
     grad_mul: np.float32
     clip_value: np.float32
@@ -43,12 +56,20 @@ class Row:
     decay_after: np.float32
     step: int = 1
 
-    def __post_init__(self) -> None:
-        """Round every scalar to float32, so that a row may be written with Python numbers."""
-        with np.errstate(over="ignore"):
-            for field in fields(self):
-                if field.name != "step":
-                    object.__setattr__(self, field.name, np.float32(getattr(self, field.name)))
+
+@dataclass(frozen=True)
+class LionRow(Rounded):
+    """Lion's scalars."""
+
+    grad_mul: np.float32
+    clip_value: np.float32
+    decay_before: np.float32
+    b1: np.float32
+    omb1: np.float32
+    b2: np.float32
+    omb2: np.float32
+    step_size: np.float32
+    step: int = 1
 
 
 def reference_row(
@@ -101,7 +122,7 @@ def reference_row(
 
 @np.errstate(all="ignore")
 def prepare_gradient(
-    g: F32, row: Row, *, grad_scale: float | None = None, clip_coef: float | None = None
+    g: F32, row: Row | LionRow, *, grad_scale: float | None = None, clip_coef: float | None = None
 ) -> F32:
     """Return the gradient that the update sees: sign and unscaling, then the two clips.
 
@@ -152,11 +173,37 @@ def adamw_update(
     return p, m, v, None if vmax is None else np.asarray(vmax)
 
 
-def adamw_step(
+@np.errstate(all="ignore")
+def lion_update(p: F32, g: F32, m: F32, row: LionRow) -> tuple[F32, F32]:
+    """Return p and m after one step, from a prepared gradient."""
+    u = (row.b1 * m) + (row.omb1 * g)
+    move = row.step_size * np.sign(u)  # numpy's sign of a NaN is NaN
+    move = np.where(np.isnan(u), u, move)  # which a step size of 0 has to leave alone
+    p = (p * row.decay_before) - (move + np.float32(0))
+    m = (row.b2 * m) + (row.omb2 * g)
+    for result in (p, m):
+        assert result.dtype == np.float32, "a wider type crept into the reference"
+    return np.asarray(p), np.asarray(m)
+
+
+UPDATES = {
+    "adamw": (Row, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), adamw_update),
+    "lion": (LionRow, ("exp_avg",), lion_update),
+}
+"""By the name of an elementwise update: its scalars, its moments and its function."""
+
+
+def adamw_step(p: np.ndarray, g: F32, state: State, row: Row, **how: Any) -> Any:
+    """Return what `stored_step` does, for AdamW."""
+    return stored_step("adamw", p, g, state, row, **how)
+
+
+def stored_step(
+    name: str,
     p: np.ndarray,
     g: F32,
     state: State,
-    row: Row,
+    row: Row | LionRow,
     *,
     dtype: str = "float32",
     mode: str = "none",
@@ -169,6 +216,7 @@ def adamw_step(
     """Return the stored parameter and state after one step on them.
 
     Args:
+        name: one of `UPDATES`.
         p: the stored parameter: float32, or uint16 bits of a 16-bit ``dtype``.
         g: the gradient, widened to float32.
         state: ``exp_avg``, ``exp_avg_sq``, with ``amsgrad`` ``max_exp_avg_sq``, as stored, and by
@@ -185,16 +233,20 @@ def adamw_step(
     """
     assert mode in MODES[dtype], (dtype, mode)
     random = Random(**{**vars(random or Random()), "step": row.step})
-    keys = ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if amsgrad else ())
+    _, keys, update = UPDATES[name]
     moments = {key: load_moment(state.get(key), np.shape(p), key, state_dtype) for key in keys}
-    x, m, v, vmax = adamw_update(
+    if not amsgrad and "max_exp_avg_sq" in moments:
+        moments["max_exp_avg_sq"] = None
+    x, *new = update(
         decode(p, state, dtype, mode),
         prepare_gradient(g, row, grad_scale=grad_scale, clip_coef=clip_coef),
-        moments["exp_avg"],
-        moments["exp_avg_sq"],
-        moments.get("max_exp_avg_sq"),
+        *moments.values(),
         row,
     )
     p, extra = encode(x, dtype, mode, random)
-    new = dict(zip(keys, (m, v, vmax), strict=False))
-    return p, extra | {k: store_moment(x, k, state_dtype, random) for k, x in new.items()}
+    stored = {
+        key: store_moment(moment, key, state_dtype, random)
+        for key, moment in zip(keys, new, strict=True)
+        if moment is not None
+    }
+    return p, extra | stored

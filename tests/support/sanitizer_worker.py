@@ -45,6 +45,7 @@ def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
     for make in (
         lambda p: fused_optim.AdamW(p, low_precision=mode, state_dtype=torch.bfloat16),
         lambda p: fused_optim.torch_compat.AdamW(p, amsgrad=True, low_precision=mode),
+        lambda p: fused_optim.Lion(p, low_precision=mode, state_dtype=torch.float16),
         lambda p: fused_optim.Adafactor(p, beta1=0.9, low_precision=mode, max_grad_norm=1.0),
         lambda p: fused_optim.Adafactor(p, low_precision=mode),  # one visit for each tensor
     ):

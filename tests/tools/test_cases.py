@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import cases
 import pytest
-from cases import ADAFACTOR, ADAMW, DTYPE_MODES, SHAPES, Case, TensorCase, tensor_cases
+from cases import DTYPE_MODES, SHAPES, TABLES, Case, TensorCase, tensor_cases
 
 
-@pytest.mark.parametrize("table", [ADAMW, ADAFACTOR], ids=["adamw", "adafactor"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_turns_meet_every_combination(table: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     def storage(t: TensorCase) -> tuple:
         return t.dtype, t.mode, t.grad_dtype, t.state_dtype

@@ -247,5 +247,5 @@ def test_a_hanging_tool_is_no_hang_of_the_probe(monkeypatch) -> None:
 
 def test_parity_stages_take_every_file_that_runs_over_backends() -> None:
     names = [Path(path).name for path in plan.parity_files()]
-    assert {"test_parity_adamw.py", "test_parity_adafactor.py", "test_properties.py"} <= set(names)
+    assert {"test_parity.py", "test_properties.py"} <= set(names)
     assert "test_schedules.py" not in names

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from oracle import Random
-from reference_fp32 import MODES, Row, adamw_step
+from reference_fp32 import MODES, UPDATES, stored_step
 from stored import EXTRA, bits
 from tolerances import assert_same_bits, dtype_name
 
 from fused_optim import precision
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import AdamWRow
+from fused_optim.ops import AdamWRow, LionRow
 
 VARIANTS = [(getattr(torch, name), mode) for name, modes in MODES.items() for mode in modes]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -25,6 +25,16 @@ ROWS = [
     dataclasses.replace(ROW, grad_mul=-1.0, l2=0.03, denom_scale=1.5, decay_before=0.99, step=8),
     dataclasses.replace(ROW, clip_value=0.05, eps=1e-3, step=2**32 - 1),
 ]
+_LION = LionRow(b1=0.9, omb1=0.1, b2=0.99, omb2=0.01, step_size=3e-3, step=7)
+ROWS_OF = {
+    "adamw": ROWS,
+    "lion": [
+        _LION,
+        dataclasses.replace(_LION, grad_mul=-1.0, decay_before=0.99, step=8),
+        dataclasses.replace(_LION, clip_value=0.05, b1=0.0, omb1=1.0, step=2**32 - 1),
+    ],
+}
+"""Rows of every elementwise update, each with its options on and off."""
 
 
 def spread(shape: Sequence[int], low: float, high: float) -> torch.Tensor:
@@ -36,7 +46,12 @@ def key_of(dtype: torch.dtype, mode: str, amsgrad: bool = False, op: str = "adam
     return BucketKey(op, torch.device("cpu"), dtype, mode, amsgrad, False)
 
 
-def adamw_entry(
+def bucket_of(key: BucketKey, entries: Sequence[TensorEntry], rows: Sequence | None = None):
+    """Return a bucket with the rows of its update."""
+    return Bucket(key, entries=list(entries), rows=list(rows or ROWS_OF[key.op]))
+
+
+def entry_of(
     key: BucketKey,
     shape: Sequence[int],
     *,
@@ -48,17 +63,26 @@ def adamw_entry(
     """Return an entry with a state of some age; every third master or remainder is stale."""
     first, second = precision.resolve_state_dtype(state, key.dtype)
     v = spread(shape, -4, 1).square()
+    moments = {
+        "exp_avg": spread(shape, -5, 0).to(first),
+        "exp_avg_sq": v.to(second),
+        "max_exp_avg_sq": (v * spread(shape, -0.5, 0.5).abs()).to(second),
+    }
     entry = TensorEntry(
         spread(shape, -3, 1).to(key.dtype),
         spread(shape, -5, 1).to(grad),
         row,
         number,
-        exp_avg=spread(shape, -5, 0).to(first),
-        exp_avg_sq=v.to(second),
-        max_exp_avg_sq=(v * spread(shape, -0.5, 0.5).abs()).to(second) if key.amsgrad else None,
+        **{name: moments[name] for name in moments_of(key)},
     )
     entry.extra = extra_of(key, entry.param)
     return entry
+
+
+def moments_of(key: BucketKey) -> list[str]:
+    """Return the fields of the moments that a bucket's update has."""
+    _, names, _ = UPDATES[key.op]
+    return [name for name in names if key.amsgrad or name != "max_exp_avg_sq"]
 
 
 def extra_of(key: BucketKey, param: torch.Tensor) -> torch.Tensor | None:
@@ -84,20 +108,21 @@ def tensors_of(entry: TensorEntry) -> dict[str, torch.Tensor]:
     return {k: v for k, v in fields.items() if torch.is_tensor(v)}
 
 
-def adamw_reference(
+def reference_of(
     bucket: Bucket, entry: TensorEntry, launch: Launch, clip: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Return what an entry's tensors must hold after `adamw_`, by field."""
+    """Return what an entry's tensors must hold after its update, by field."""
     mode = bucket.key.mode
-    moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    state = {k: bits(v) for k, v in tensors_of(entry).items() if k in moments}
+    state = {name: bits(getattr(entry, name)) for name in moments_of(bucket.key)}
     if entry.extra is not None:
         state[EXTRA[mode]] = bits(entry.extra)
-    p, new = adamw_step(
+    row_type, _, _ = UPDATES[bucket.key.op]
+    p, new = stored_step(
+        bucket.key.op,
         bits(entry.param),
         bits(entry.grad.float()),
         state,
-        Row(**dataclasses.asdict(bucket.rows[entry.row])),
+        row_type(**dataclasses.asdict(bucket.rows[entry.row])),
         dtype=dtype_name(bucket.key.dtype),
         mode=mode,
         state_dtype=dtype_name(entry.exp_avg.dtype),
