@@ -106,7 +106,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     # What groups have unless they say otherwise.
     _options: Mapping[str, Any] = MappingProxyType({})
     # The groups' settings and the optimizer's attributes as they were last checked.
-    _checked: Sequence[dict[str, Any]] = ()
+    _checked: Sequence[dict[str, Any] | None] = ()
     _checked_attributes: Sequence[Any] = ()
     # Tables of the last step, and what it takes to see that they still hold. Never saved.
     _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
@@ -306,13 +306,17 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self._check_attributes()
             self._checked_attributes, self._steady = attributes, None
         found = [self.settings(group) for group in self.param_groups]
-        same = len(self._checked) == len(found)
+        known = self._checked if len(self._checked) == len(found) else [None] * len(found)
+        checked = []
         for index, now in enumerate(found):
-            if not (same and validation.same_settings(self._checked[index], now)):
+            before = known[index]
+            if not validation.same_settings(before, now):
                 validation.check_there(now, self.defaults, f"{type(self).__name__}, group {index}")
                 here = {name: validation.unread(value) for name, value in now.items()}
                 self._check_settings(here, index)
-        self._checked = [validation.without_parameters(now) for now in found]
+                before = validation.settled(now)
+            checked.append(before)
+        self._checked = checked
         return found
 
     @_disable_dynamo

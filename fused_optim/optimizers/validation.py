@@ -116,22 +116,27 @@ def unread(value: Any) -> Any:
     return tuple(map(unread, value)) if type(value) is tuple else value
 
 
-def same_settings(known: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether a group's settings are the very objects that were checked before.
+def settled(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `same_settings` compares a group's settings with, once they were checked.
 
-    Numbers, tuples and strings can't change. What can change in place counts as changed, but for
-    the parameters, which are checked by themselves, and tensors that the host can't see.
+    Numbers, tuples and strings can't change. Where another setting can change in place, nothing
+    could be compared with it, so None is returned and the group is checked anew each time. The
+    parameters, which are checked by themselves and must not be kept alive, don't count, nor do
+    tensors that the host can't see.
     """
+    kept = {name: value for name, value in settings.items() if name != "params"}
+    if any(_changes_in_place(value) for name, value in kept.items() if name != "param_names"):
+        return None
+    return kept
+
+
+def same_settings(known: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    """Return whether a group's settings are the very objects that `settled` was given."""
     return (
-        len(known) == len(now) - 1
+        known is not None
+        and len(known) == len(now) - 1
         and all(now.get(name, known) is value for name, value in known.items())
-        and not any(_changes_in_place(v) for k, v in known.items() if k != "param_names")
     )
-
-
-def without_parameters(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings to be kept: what is kept must not keep parameters alive."""
-    return {name: value for name, value in settings.items() if name != "params"}
 
 
 def _changes_in_place(value: Any) -> bool:

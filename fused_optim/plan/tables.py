@@ -6,6 +6,7 @@ device from step to step. It holds addresses and sizes, and no parameter, gradie
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
@@ -60,11 +61,14 @@ class Plan:
         self._scratch: torch.Tensor | None = None
         self._scratch_size: Counts | None = None
         self._streams: set[int] = set()
+        self._ready: dict[tuple[str, bool], Tables] = {}  # by op and whether sums are wanted
+        self._seed = 0  # of the ready tables
         # Whether all addresses of a record but the gradient's allow vector loads.
         self._aligned_but_grad = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def pack(self, bucket: Bucket) -> None:
         """Bring the tables up to a bucket's entries and rows."""
+        self._ready.clear()
         packed = plan_records.pack(bucket)
         records = packed.records
         if packed.blocks:
@@ -89,22 +93,42 @@ class Plan:
 
     def tables(self, op: str, launch: Launch) -> Tables:
         """Return what the kernels of one of the backend's ops read."""
-        needs = dispatch.load(self.backend).needs(op, launch)
-        if needs.scratch is not None:
-            self._lay_out_scratch(needs.scratch)
+        if launch.seed != self._seed:
+            self._seed = launch.seed
+            self._ready.clear()
+        ready = self._ready.get((op, launch.sums_wanted))
+        if ready is None:
+            ready = self._made(op, launch)
+            self._ready[op, launch.sums_wanted] = ready
         device = self.key.device
         if device.type == "cuda":
             self.used_on(torch.cuda.current_stream(device))
+        if launch.grad_scale is None and launch.found_inf is None and launch.clip is None:
+            return ready
+        return dataclasses.replace(
+            ready,
+            grad_scale=_value(launch.grad_scale, ready.grad_scale),
+            found_inf=_value(launch.found_inf, ready.found_inf),
+            clip=_value(launch.clip, ready.clip),
+            clip_stride=int(launch.clip is not None and launch.clip_per_tensor),
+        )
+
+    def _made(self, op: str, launch: Launch) -> Tables:
+        """Return the tables of an op in a step that neither scales, skips nor clips."""
+        needs = dispatch.load(self.backend).needs(op, launch)
+        if needs.scratch is not None:
+            self._lay_out_scratch(needs.scratch)
+        one = upload.constant(1.0, self.key.device)
         return Tables(
             key=self.key,
             records=self.records,
             rows=self.rows,
             maps={name: self._map(name, counts) for name, counts in needs.maps.items()},
             scratch=self._scratch_memory(0 if needs.scratch is None else self.scratch_numel),
-            grad_scale=_value(launch.grad_scale, 1.0, device),
-            found_inf=_value(launch.found_inf, 0.0, device),
-            clip=_value(launch.clip, 1.0, device),
-            clip_stride=int(launch.clip is not None and launch.clip_per_tensor),
+            grad_scale=one,
+            found_inf=upload.constant(0.0, self.key.device),
+            clip=one,
+            clip_stride=0,
             seed_low=_signed(launch.seed & 0xFFFFFFFF),
             seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
             draws=self._fact("draws", self._draws),
@@ -126,6 +150,7 @@ class Plan:
             return
         host = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(-1, ROW_SIZE)
         if self.rows.shape != host.shape:
+            self._ready.clear()
             self.rows = torch.empty(host.shape, dtype=torch.int32, device=self.key.device)
         upload.upload_(self.rows, host)
         self._packed_rows = packed
@@ -157,6 +182,7 @@ class Plan:
         if self._scratch_size is size:
             return
         self._scratch_size = size
+        self._ready.clear()
         records = self.host.clone()
         self._set_scratch(records)
         self._send_records(records)
@@ -227,10 +253,10 @@ def _counted(records: torch.Tensor, counts: Counts) -> list[int]:
     ]
 
 
-def _value(given: torch.Tensor | None, otherwise: float, device: torch.device) -> torch.Tensor:
+def _value(given: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:
     if given is None:
-        return upload.constant(otherwise, device)
-    return given.to(device=device, dtype=torch.float32).contiguous()
+        return otherwise
+    return given.to(device=otherwise.device, dtype=torch.float32).contiguous()
 
 
 def _signed(word: int) -> int:

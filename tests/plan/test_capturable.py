@@ -206,7 +206,7 @@ def test_a_step_reads_nothing_back(
 def test_settings_on_a_device_are_not_read_again() -> None:
     for device, same in (("meta", True), ("cpu", False)):
         settings = {"lr": torch.empty((), device=device), "params": [], "betas": (0.9, 0.999)}
-        known = validation.without_parameters(settings)
+        known = validation.settled(settings)
         assert validation.same_settings(known, dict(settings)) == same
 
 

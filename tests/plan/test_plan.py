@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from fused_optim.plan import records as plan_records
 from fused_optim.plan import upload as plan_upload
 from fused_optim.plan.tables import Plan
 
+_NUMBERS = itertools.count()
+
 
 def fields(bucket: Bucket) -> list[dict[str, int]]:
     rows = packed(bucket).records.tolist()
@@ -45,7 +48,7 @@ def tables_of(
     """What an op would be given whose backend needs these maps and this scratch memory."""
     backend = SimpleNamespace(needs=lambda op, launch: Needs(maps, scratch))
     with mock.patch.object(dispatch, "load", lambda name: backend):
-        return plan.tables("an op", launch or Launch())
+        return plan.tables(f"op {next(_NUMBERS)}", launch or Launch())  # which no call knows yet
 
 
 def in_parts_of(size: int) -> Counts:
