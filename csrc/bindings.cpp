@@ -83,7 +83,7 @@ void DefineHost(py::module_& m) {
       "set_resident_blocks", [](int64_t blocks) { host::resident_blocks() = blocks; }, "blocks"_a);
   m.def(
       "take_trace",
-      [](bool go_on) {  // what was noted, as the bytes of host::Access
+      [](bool go_on) {  // the noted accesses, as the bytes of host::Access
         static std::vector<host::Access> accesses;
         const py::bytes noted(reinterpret_cast<const char*>(accesses.data()),
                               accesses.size() * sizeof(host::Access));

@@ -18,7 +18,7 @@ FUSED_DEVICE float SquareSum(const TensorRecord& t, const Preparation& prepare, 
   return TreeSum(g);
 }
 
-// The part of a thread in the sum of a chunk's squares: at most 32 terms, or 4 of 8.
+// A thread's part of the sum of a chunk's squares: at most 32 terms, or 4 runs of 8.
 FUSED_DEVICE float ChunkSquares(const TensorRecord& t, const Preparation& prepare, int64_t first,
                                 int64_t last) {
   constexpr int N = 8;

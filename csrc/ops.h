@@ -18,7 +18,7 @@ struct WorkItem {
   int32_t part;
 };
 
-// What every kernel is given.
+// The arguments of every kernel.
 struct LaunchArguments {
   const TensorRecord* records;
   const void* rows;  // of the op's own row
@@ -32,7 +32,7 @@ struct LaunchArguments {
   uint32_t seed_high;
 };
 
-// Where a launch goes, and which of an op's kernels it takes.
+// The device and stream of a launch, and the kernel among those of an op.
 struct LaunchTarget {
   int device;
   void* stream;
@@ -78,7 +78,7 @@ void AdafactorFinalise(const LaunchTarget& target, const LaunchArguments& lines,
 void AdafactorUpdateSums(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
 void AdafactorApply(const LaunchTarget& target, const LaunchArguments& launch, float* scratch);
 
-// Throws what a launch on `device` would: no kernel image, a driver too old, ...
+// Throws the error that a launch on `device` would meet: no kernel image, an old driver, ...
 void CheckDevice(int device);
 
 }  // namespace fused_optim

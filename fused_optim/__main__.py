@@ -1,4 +1,4 @@
-"""``python -m fused_optim``: what this installation will run, and why nothing faster."""
+"""``python -m fused_optim`` reports which backends this installation will run, and why."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The registry of ops: what a step calls, in which order, and what its kernels read.
+"""The registry of ops: their order in a step, their rows and their kernels.
 
 Everything that depends on an update's name or row looks it up here: the packing of rows, the order
 of a step, the lists of kernels that ``setup.py`` and the tests build, ``csrc/common/tables.h``.
@@ -36,9 +36,9 @@ RECORD_FIELDS = (
     "global_rows",
     "global_cols",
 )
-"""Fields of a tensor record, in order, each an int64; `RECORD_SIZE` of them with the reserved.
+"""Fields of a tensor record, in order, each an int64. `RECORD_SIZE` counts reserved ones too.
 
-Section 3 of docs/kernel_contract.md says what each is.
+Section 3 of docs/kernel_contract.md defines them.
 """
 
 RECORD_SIZE = 24
@@ -106,13 +106,13 @@ class LionRow:
 
 @functools.cache
 def float_fields(row: type) -> int:
-    """Return how many of a row's fields, the first ones, are float32 words; others are uint32."""
+    """Return how many fields of a row are float32 words; these come first, then uint32 words."""
     return sum(field.type == "float" for field in dataclasses.fields(row))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """One update, and the ops that are a step of it.
+    """One update, and the ops that make up its step.
 
     Attributes:
         name: the stem of its files, and the ``op`` of its buckets.
@@ -122,7 +122,7 @@ class Family:
         updates: its ops in the order of a step, after clipping.
         statistics: the op before clipping, which returns sums of squared gradients; None without.
         kernels: the files of ``csrc`` that hold its kernels; none where eager alone has the ops.
-        rate: the field of its row that scales all of an update: where it is 0, nothing moves.
+        rate: the field of its row that scales the whole update. A rate of 0 moves nothing.
         elementwise: whether an element's update reads that element of each tensor alone. Otherwise
             a tensor is a batch of matrices, and its second moment is rows and columns of them.
     """
@@ -164,16 +164,16 @@ FAMILIES = {
         Family("lion", LionRow, ("lion_",), ("elementwise/lion",), rate="step_size"),
     )
 }
-"""Every update by its name. A name that is not here is a KeyError wherever it is used."""
+"""Every update by its name. Any other name is a KeyError wherever it is looked up."""
 
 ROWS = {family.row: family for family in FAMILIES.values()}
 """The families by their rows."""
 
 GRADIENT_SUMS = "grad_square_sums"
-"""The op of any bucket whose family has no statistics, where gradients are clipped."""
+"""The op that clipping runs on a bucket whose family has no statistics op."""
 
 OPS = (*(op for family in FAMILIES.values() for op in family.ops), GRADIENT_SUMS)
-"""The functions of a backend that has kernels for everything."""
+"""The ops that a complete backend has."""
 
 KERNELS = (*(name for family in FAMILIES.values() for name in family.kernels), "gradients")
 """The files of ``csrc`` that are compiled for a GPU, without their suffix: folder and stem."""

@@ -1,8 +1,8 @@
 """The Triton backend of docs/kernel_contract.md, for NVIDIA, AMD and Intel GPUs.
 
-Imported as `fused_optim.triton_kernels`: the folder sits at the top of the repository, beside
-`csrc`, but is installed inside the package. Its modules import each other relatively, and nothing
-else but torch and triton and what a backend declares by (`fused_optim.backends.interface`).
+The folder lies at the top of the repository, beside `csrc`, but is installed and imported as
+`fused_optim.triton_kernels`. Its modules import each other relatively. Beside torch and triton they
+import the registry of ops and the types of `fused_optim.backends.interface` alone.
 """
 
 from fused_optim.backends.interface import Needs, of_shape
@@ -34,7 +34,7 @@ _NEEDS = {
 
 
 def needs(op: str, launch) -> Needs:
-    """Return what an op reads beside records and rows."""
+    """Return the maps and the scratch memory that an op reads."""
     return _NEEDS[op]
 
 

@@ -1,8 +1,8 @@
 """Adafactor: the four ops of a step, in five launches for all tensors of a bucket.
 
-statistics: tile sums, then totals. finalise: statistics and step sizes. update_sums and apply: one
-launch each. Gradients are read three times; the second pass runs backwards, so that where they are
-larger than the cache it starts with what the first one left there.
+`adafactor_statistics` launches two kernels, for tile sums and for totals; the other ops launch one
+each. Gradients are read three times. The second pass runs backwards, so that it begins with the
+gradients that the first pass left in cache.
 """
 
 import torch
@@ -19,14 +19,15 @@ BLOCK = {"HEIGHT": 16, "LENGTH": 256}
 """Rows and columns that a program holds in registers at a time: 16 elements for each thread."""
 WARPS = 8
 APPLY_BLOCK = {"HEIGHT": 4, "LENGTH": 256}
-"""The same where parameters are updated, which takes more registers: 8 elements for each thread."""
+"""The block of the kernel that updates parameters: 8 elements for each thread, as it needs more
+registers."""
 APPLY_WARPS = 4
 FOLD = {"PARTS": 16, "LENGTH": 1024}
 """Partial sums that the finalising kernel adds at a time, and elements of a run."""
 FOLD_WARPS = 4
 
 
-_ready: set = set()  # kinds of bucket whose kernels are all compiled
+_ready: set = set()  # kinds of buckets, all of whose kernels are compiled
 
 
 def adafactor_statistics(tables, launch) -> torch.Tensor:
@@ -37,7 +38,7 @@ def adafactor_statistics(tables, launch) -> torch.Tensor:
     """
     key, arguments = tables.key, _arguments(tables, "tiles")
     kind = (key.device, key.dtype, key.mode)
-    if kind not in _ready:  # a step that has begun must not fail for want of a kernel
+    if kind not in _ready:  # compiles every kernel first: a step that has begun must not fail
         for kernel in (finalise_kernel, update_sums_kernel, apply_kernel):
             compile_ahead(kernel, *arguments, **_constants(kernel, key))
         _ready.add(kind)
@@ -68,7 +69,7 @@ def _arguments(tables, name: str) -> tuple:
 
 
 def _constants(kernel, key) -> dict:
-    """Return the constants that a kernel is compiled with, and where it runs."""
+    """Return the compile-time constants of a kernel, and its device."""
     parameter = {"DTYPE": DTYPES[key.dtype], "MODE": key.mode}
     constants = {
         statistics_kernel: {**parameter, **BLOCK, "num_warps": WARPS},

@@ -78,7 +78,7 @@ def step_scalars(record, row_ptr, words, alpha, u_sum):
 @triton.jit
 def _apply(record, u, at, mask, draw, scalars, DTYPE: tl.constexpr, MODE: tl.constexpr,
            VECTOR: tl.constexpr):  # fmt: skip
-    """F8 to F10 for a block; ``u`` is what F6 calls so."""
+    """Run F8 to F10 on a block, from the ``u`` of F6."""
     scale, decay_before, decay, b1, omb1 = scalars
     at_p, at_m, at_extra = at
     param, extra = tl.load(record + PARAM), tl.load(record + EXTRA)
@@ -186,7 +186,7 @@ def _linear(record, start, count, multiplier, scalars, source, DTYPE: tl.constex
 def apply_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, clip_stride,
                  seed_low, seed_high, scratch, DTYPE: tl.constexpr, MODE: tl.constexpr,
                  HEIGHT: tl.constexpr, LENGTH: tl.constexpr):  # fmt: skip
-    """F7 to F10: one program updates one tile."""
+    """Run F7 to F10; one program updates one tile."""
     if tl.load(found_inf) != 0.0:
         return
     record, tile, tensor = record_of(records, tiles, tl.program_id(0))

@@ -1,4 +1,4 @@
-"""Reading Adafactor's tensors block by block: where a block lies, and its gradient."""
+"""Finds the blocks of Adafactor's tensors, and loads their gradients."""
 
 import triton
 import triton.language as tl
@@ -58,7 +58,7 @@ def matrix_index(shape, matrix, row, col, LENGTH: tl.constexpr, HEIGHT: tl.const
     group = tl.arange(0, LENGTH // 8)[None, :, None]
     lane = tl.arange(0, 8)[None, None, :]
     if VECTOR:
-        # Written so that the compiler sees that rows start, and end, at whole vectors.
+        # In this form the compiler sees that rows begin and end at whole vectors.
         index = ((matrix * rows + i) * (cols // 8) + (col // 8 + group)) * 8 + lane
         mask = (i < rows) & (col // 8 + group < cols // 8)
     else:

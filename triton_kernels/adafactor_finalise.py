@@ -1,4 +1,4 @@
-"""Adafactor, stages F3 to F5: statistics into their state, and each tensor's step size."""
+"""Adafactor, stages F3 to F5: advance the statistics and find each tensor's step size."""
 
 import triton
 import triton.language as tl
@@ -109,13 +109,13 @@ def _linear_tile(record, start, count, multiplier, scalars, LENGTH: tl.constexpr
 
 @triton.jit
 def _step_size(record, header, row_ptr, words):
-    """F5: write the root mean square to the state and alpha to the header."""
+    """Run F5: write the root mean square to the state and alpha to the header."""
     rms = tl.sqrt_rn(
         tl.div_rn(tl.load(header + P_SUM), tl.load(record + GLOBAL_NUMEL).to(tl.float32))
     )
     alpha = tl.load(row_ptr + RHO)
     if (tl.load(words + ROW_FLAGS) & SCALE_PARAMETER) != 0:
-        # [F5] the other where one is NaN
+        # [F5] fmax: where one is NaN, the other
         alpha = alpha * tl.maximum(tl.load(row_ptr + EPS_RMS), rms)
         state = tl.load(record + RMS)
         if state != 0:
@@ -127,7 +127,7 @@ def _step_size(record, header, row_ptr, words):
 def finalise_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, clip_stride,
                     seed_low, seed_high, scratch, PARTS: tl.constexpr,
                     LENGTH: tl.constexpr):  # fmt: skip
-    """F3 to F5: one program for ROW_BLOCK statistics, or a run of a full second moment."""
+    """Run F3 to F5; a program takes ROW_BLOCK statistics, or a run of a full second moment."""
     if tl.load(found_inf) != 0.0:
         return
     record, block, tensor = record_of(records, tiles, tl.program_id(0))
@@ -159,7 +159,7 @@ def finalise_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip
             tl.store(ptr, advance(tl.load(ptr), tl.load(header + G_SUM), divisor, scalars))
     elif block < row_blocks:
         length, per_matrix, parted = num_rows, row_blocks // batch, batch
-        if kind != MATRIX:  # all rows of all matrices in one line
+        if kind != MATRIX:  # all rows of all matrices, one after another
             length, per_matrix, parted = batch * num_rows, row_blocks, batch * 0 + 1
         mean = _statistics_block(row_state, row_parts, block, per_matrix, length, col_tiles,
                                  tl.load(record + GLOBAL_COLS), scalars, parted, PARTS)  # fmt: skip

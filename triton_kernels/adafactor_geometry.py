@@ -36,7 +36,7 @@ SMALL_SIDE = tl.constexpr(16)
 TILE_ROWS = tl.constexpr(512)
 TILE_COLS = tl.constexpr(512)
 MOST_MATRICES = tl.constexpr(32)
-"""A serial sum over the matrices of a tile may not be longer."""
+"""The most matrices of a tile that a serial sum may add."""
 ROW_BLOCK = tl.constexpr(128)
 """Statistics that one program of the finalising kernel folds."""
 
@@ -118,7 +118,7 @@ def _on_host(function, *arguments: int) -> list[int]:
 
 @triton.jit
 def tile_of(record, tile):
-    """Return what a program needs to know of its tile.
+    """Return the place of a program's tile.
 
     Returns:
         (kind, first matrix, matrices, first row, first col) of the tile, (batch, rows, cols) of the

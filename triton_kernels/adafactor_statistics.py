@@ -122,7 +122,7 @@ def _matrix_elements(record, at, shape, matrix, parts, grad_mul, HEIGHT: tl.cons
 def _matrix_parameters(record, at, shape, matrix, DTYPE: tl.constexpr, MODE: tl.constexpr,
                        HEIGHT: tl.constexpr, LENGTH: tl.constexpr,
                        VECTOR: tl.constexpr):  # fmt: skip
-    """Sum p^2 of a tile. A pass of its own: with g it would take too many registers."""
+    """Sum p^2 of a tile, in a pass of its own, as one with g would need too many registers."""
     row, col = at
     every = tl.zeros([HEIGHT, LENGTH // 8, 8], tl.float32)
     for top in range(0, tl.minimum(TILE_ROWS, shape[1] - row), HEIGHT):
@@ -211,7 +211,7 @@ def _linear_blocks(record, start, count, grad_mul, scaled, DTYPE: tl.constexpr, 
 def statistics_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, clip_stride,
                       seed_low, seed_high, scratch, DTYPE: tl.constexpr, MODE: tl.constexpr,
                       HEIGHT: tl.constexpr, LENGTH: tl.constexpr):  # fmt: skip
-    """F1 and F2: one program sums one tile, into its own places of the scratch buffer."""
+    """Run F1 and F2; one program sums one tile, into its own places of the scratch buffer."""
     record, tile, _ = record_of(records, tiles, tl.program_id(0))
     place, shape = tile_of(record, tile)
     places, num_sums = scratch_of(scratch, record, shape)
@@ -240,7 +240,7 @@ def statistics_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, cl
 @triton.jit(do_not_specialize=(*ARGUMENTS, "square_sums"))
 def totals_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, clip_stride,
                   seed_low, seed_high, scratch, square_sums):  # fmt: skip
-    """One program adds up one tensor's tile sums."""
+    """Add up tile sums; one program takes one tensor."""
     tensor = tl.program_id(0)
     record = records + tensor.to(tl.int64) * RECORD_SIZE
     g = 0.0

@@ -67,7 +67,7 @@ def gradient(record, at, mask, multiplier, VECTOR: tl.constexpr):
 
 @triton.jit
 def multiplier_of(row_ptr, grad_scale, clip):
-    """Return the scalars of F6: of the gradient, its clip, mean_floor and update_cap."""
+    """Return the scalars of F6: the gradient's preparation, mean_floor and update_cap."""
     grad_mul = tl.load(row_ptr + GRAD_MUL) * tl.div_rn(1.0, tl.load(grad_scale))
     return grad_mul, tl.load(clip), tl.load(row_ptr + MEAN_FLOOR), tl.load(row_ptr + UPDATE_CAP)
 
@@ -237,7 +237,7 @@ def _linear(record, start, count, multiplier, LENGTH: tl.constexpr, VECTOR: tl.c
 def update_sums_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip, clip_stride,
                        seed_low, seed_high, scratch, HEIGHT: tl.constexpr,
                        LENGTH: tl.constexpr):  # fmt: skip
-    """F6: one program sums one tile. Tiles come last first: the last ones are still in cache."""
+    """Run F6; one program sums one tile. The last tiles come first, as they are still in cache."""
     if tl.load(found_inf) != 0.0:
         return
     record, tile, tensor = record_of(records, tiles, num_tiles - 1 - tl.program_id(0))

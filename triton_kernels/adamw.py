@@ -1,4 +1,4 @@
-"""AdamW: every tensor of a bucket in one launch."""
+"""AdamW for every tensor of a bucket, in one launch."""
 
 import triton
 import triton.language as tl
@@ -33,7 +33,7 @@ def adamw_(tables, launch) -> None:
 
 @triton.jit
 def scalars(row_ptr):
-    """Return what `update` reads of a row."""
+    """Return the scalars of a row that `update` reads."""
     return (
         tl.load(row_ptr + L2),
         tl.load(row_ptr + DECAY_BEFORE),
@@ -69,7 +69,7 @@ def adamw_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip,
                  seed_low, seed_high, DTYPE: tl.constexpr, MODE: tl.constexpr,
                  MOMENTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
                  TAIL: tl.constexpr):  # fmt: skip
-    """One program updates one chunk."""
+    """Run W1 to W6; one program updates one chunk."""
     if tl.load(found_inf) != 0.0:
         return
     step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, seed_high,

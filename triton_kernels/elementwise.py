@@ -1,7 +1,7 @@
-"""One launch over every element of a bucket, one program per chunk, whatever the update is.
+"""The body of every elementwise kernel, of which one program updates one chunk.
 
 An update is two functions: one loads a row's scalars, the other turns a block's values into the
-next ones. Everything else is here: where the block lies, how it is stored, what is drawn for it.
+next ones. This module finds the block, loads and stores it, and draws its random bits.
 """
 
 import torch
@@ -39,20 +39,20 @@ from .storage import (
 )
 
 GRAD_MUL, CLIP_VALUE = map(tl.constexpr, range(2))
-"""Where an elementwise update's row has what its gradients are prepared with."""
+"""Indices of the scalars in an elementwise update's row that prepare its gradients."""
 
 CHUNK_SIZE = 4096
-"""Elements that one program works on."""
+"""Elements of a chunk, which one program updates."""
 TAIL_SIZES = {1: 256, 2: 256, 3: 128}
-"""Elements held at a time where a chunk is no run of whole vectors, and offsets take registers; by
-the number of moments, each of which has an offset of its own."""
+"""Elements that a program holds at a time in a chunk without whole vectors, by its moments. Offsets
+need registers there, and each moment has an offset of its own."""
 NUM_WARPS = 4
 WARP_SIZE = 64 if torch.version.hip else 32
 
 SCALARS = ("num_chunks", "clip_stride", "seed_low", "seed_high")
 POINTERS = ("records", "rows", "chunks", "grad_scale", "found_inf", "clip")
 ARGUMENTS = (*SCALARS, *POINTERS)
-"""What `arguments_of` gives a kernel; specialising on it would compile the kernel many times."""
+"""Names of the arguments from `arguments_of`. Specialising on one would compile kernels anew."""
 DTYPES = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
@@ -76,7 +76,7 @@ def sizes(dtype: torch.dtype, moments: int, draws: bool, warp_size: int) -> dict
     return {
         "CHUNK": CHUNK_SIZE,
         "BLOCK": 1024 if eight else 512,
-        # Of fewer elements than threads, Triton 3.6 fails to compile some variants for AMD.
+        # With fewer elements than threads, Triton 3.6 fails to compile some variants for AMD.
         "TAIL": max(TAIL_SIZES[moments], NUM_WARPS * warp_size),
     }
 
@@ -119,11 +119,11 @@ def step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, s
                SCALARS_OF: tl.constexpr, UPDATE: tl.constexpr, STEP: tl.constexpr,
                MOMENTS: tl.constexpr, DTYPE: tl.constexpr, MODE: tl.constexpr,
                CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Update one program's chunk: CHUNK consecutive elements of one tensor, or its last.
+    """Update one program's chunk: CHUNK consecutive elements of one tensor, or its last elements.
 
-    ``SCALARS_OF(row)`` loads what ``UPDATE(p, g, m, v, h, scalars, MOMENTS)`` is given; that
-    returns the next p, m, v and h. ``MOMENTS`` is how many of m, v and h there are. ``STEP`` is
-    where a row has its step count.
+    ``SCALARS_OF(row)`` loads the scalars for ``UPDATE(p, g, m, v, h, scalars, MOMENTS)``, which
+    returns the next p, m, v and h. ``MOMENTS`` is the number of m, v and h that exist. ``STEP``
+    is the index of the step count in a row.
     """
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.load(chunks + 2 * program)
@@ -136,7 +136,7 @@ def step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, s
     row = SCALARS_OF(row_ptr)
     count = tl.minimum(tl.load(record + NUMEL) - start, CHUNK).to(tl.int32)
     first = tl.load(record + FIRST_ELEMENT)
-    # Step count, number and seed: what random bits depend on beside the element.
+    # Random bits depend on step count, number and seed, and on the element.
     source = (tl.load(words + STEP), tl.load(record + NUMBER), seed_low, seed_high)
     if takes_vectors(record) & (count == CHUNK):
         _full_chunk(record, start, first, source, preparation, row, UPDATE, MOMENTS,
@@ -164,7 +164,7 @@ def _full_chunk(record, start, first, source, preparation, row, UPDATE: tl.const
 def _partial_chunk(record, start, count, first, source, preparation, row, UPDATE: tl.constexpr,
                    MOMENTS: tl.constexpr, DTYPE: tl.constexpr, MODE: tl.constexpr,
                    TAIL: tl.constexpr):  # fmt: skip
-    """Update ``count`` elements wherever they lie."""
+    """Update ``count`` elements in tensors of any layout."""
     layout = tl.load(record + LAYOUT)
     index = tl.arange(0, TAIL // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
     for offset in range(0, count, TAIL):

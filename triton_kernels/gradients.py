@@ -95,7 +95,7 @@ def _squares(record, start, count, preparation, BLOCK: tl.constexpr, VECTOR: tl.
 def square_sums_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, clip_stride,
                        seed_low, seed_high, scratch, CLAMPS: tl.constexpr, CHUNK: tl.constexpr,
                        BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One program sums one chunk into its own place of the scratch buffer."""
+    """Sum squares; one program sums one chunk into its own place of the scratch buffer."""
     where, part = _chunk_of(records, rows, chunks, CHUNK)
     record, row_ptr, _ = where
     chunk, start, count, full = part
@@ -114,7 +114,7 @@ def square_sums_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf,
 @triton.jit(do_not_specialize=(*_ARGUMENTS, "scratch", "sums"))
 def fold_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, clip_stride,
                 seed_low, seed_high, scratch, sums, CHUNK: tl.constexpr):  # fmt: skip
-    """One program adds up one tensor's chunks."""
+    """Add up the sums of chunks; one program takes one tensor."""
     tensor = tl.program_id(0)
     record = records + tensor.to(tl.int64) * RECORD_SIZE
     count = (tl.load(record + NUMEL) + (CHUNK - 1)) // CHUNK

@@ -1,8 +1,8 @@
-"""Launching kernels: what may go wrong before a kernel runs, and what to do about it.
+"""Launches kernels, and handles errors that come before a kernel runs.
 
 note: [broken cache] Triton keeps compiled kernels on disk. Where that folder can't be written to,
 or another process removes or replaces files in it at the same time, a launch raises an OSError
-before anything ran. It is tried once more with a folder of this process's own.
+before anything ran. The launch is tried once more with a folder of this process's own.
 """
 
 import atexit
@@ -20,7 +20,7 @@ _OPTIONS = {"enable_fp_fusion": False}
 
 
 def arguments_of(tables, name: str) -> tuple:
-    """Return what every kernel over the map of this name is given first, in order."""
+    """Return the first arguments, in order, of any kernel over the map of this name."""
     entries = tables.maps[name]
     return (
         *(tables.records, tables.rows, entries, len(entries)),
@@ -49,7 +49,7 @@ def launch(kernel, programs: int, *args, device: torch.device, **constants) -> N
 
 
 def compile_ahead(kernel, *args, device: torch.device, **constants) -> None:
-    """Compile what `launch` would run, so that no later launch can fail at it; raises as that."""
+    """Compile a kernel as `launch` would, and raise as it does, so that its launch can't fail."""
     if not interpreted(kernel):
         options = {**constants, "grid": (1,)}
         _on_device(kernel, device, lambda more: kernel.warmup(*args, **options, **more))
@@ -59,7 +59,7 @@ def _on_device(kernel, device: torch.device, run) -> None:
     if interpreted(kernel):
         import numpy
 
-        with numpy.errstate(all="ignore"):  # a GPU does not warn of infinities either
+        with numpy.errstate(all="ignore"):  # numpy warns of infinities, which a GPU does not
             run({})
         return
     if device.type == "cpu":

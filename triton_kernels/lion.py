@@ -1,4 +1,4 @@
-"""Lion: every tensor of a bucket in one launch."""
+"""Lion for every tensor of a bucket, in one launch."""
 
 import triton
 import triton.language as tl
@@ -30,7 +30,7 @@ def lion_(tables, launch) -> None:
 
 @triton.jit
 def scalars(row_ptr):
-    """Return what `update` reads of a row."""
+    """Return the scalars of a row that `update` reads."""
     return (
         tl.load(row_ptr + DECAY_BEFORE),
         tl.load(row_ptr + B1),
@@ -56,7 +56,7 @@ def update(p, g, m, v, h, row, MOMENTS: tl.constexpr):
 def lion_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, clip_stride,
                 seed_low, seed_high, DTYPE: tl.constexpr, MODE: tl.constexpr,
                 CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One program updates one chunk."""
+    """Run L1 to L3; one program updates one chunk."""
     if tl.load(found_inf) != 0.0:
         return
     step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, seed_high,

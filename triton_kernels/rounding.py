@@ -1,4 +1,4 @@
-"""Rounding float32 to 16 bits, by integer arithmetic on the bits (kernel contract, section 8)."""
+"""Rounds float32 to 16 bits, by integer arithmetic on the bits (kernel contract, section 8)."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def bits_of(x):
-    """Return the int32 bits of float32 x, every NaN made the canonical one first."""
+    """Return the int32 bits of float32 x; those of any NaN are the canonical NaN's."""
     return tl.where(x != x, 0x7FC00000, x.to(tl.int32, bitcast=True))
 
 
@@ -44,7 +44,7 @@ def nearest(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def master_shown(x, DTYPE: tl.constexpr):
-    """Return the bits of what a parameter shows of its master, as int16."""
+    """Return the bits of the parameter that stands for a master: its rounding, as int16."""
     if DTYPE == tl.bfloat16:
         return ((bits_of(x) + 0x8000) >> 16).to(tl.int16)
     else:
@@ -66,9 +66,9 @@ def _stochastic_float16(x, r):
     magnitude = bits & 0x7FFFFFFF
     # 13 bits are lost and the exponent's bias falls by 112; 0x7c00 is infinity.
     normal = tl.minimum(((magnitude + (r >> 3)) >> 13) - (112 << 10), 0x7C00)
-    # Below 2^-14 results are multiples of 2^-24: significand >> s counts them.
+    # Below 2^-14 a result is a multiple of 2^-24: significand >> s says which.
     exponent = tl.maximum(magnitude >> 23, 1)
-    significand = magnitude - ((exponent - 1) << 23)  # implicit bit included
+    significand = magnitude - ((exponent - 1) << 23)  # with its implicit bit
     s = 126 - exponent
     near = (significand + (r >> tl.maximum(16 - s, 0))) >> tl.minimum(tl.maximum(s, 0), 16)
     far = ((significand >> tl.minimum(tl.maximum(s - 16, 0), 24)) + r) >> 16

@@ -1,4 +1,4 @@
-"""Where a field of a row is, by the row's dataclass in `fused_optim.ops`."""
+"""Indices of the fields of rows, from the rows' dataclasses in `fused_optim.ops`."""
 
 import dataclasses
 
@@ -6,5 +6,5 @@ import triton.language as tl
 
 
 def fields_of(row: type) -> list[tl.constexpr]:
-    """Return the index of each field, in their order, as kernels may use it."""
+    """Return the index of each field, in order, as constants that kernels may use."""
     return [tl.constexpr(index) for index in range(len(dataclasses.fields(row)))]

@@ -3,8 +3,8 @@
 Blocks are ``[n, 8]``: a row is eight consecutive elements, which share one Philox block and, at 16
 bits each, one 128-bit access. Registers are float32; 16-bit storage is read and written as bits.
 
-note: [predicated loads] A load whose dtype is known at run time only is one predicated load per
-dtype, each with a mask that is the same for the whole block. So vectors stay whole, no branch makes
+note: [predicated loads] Where a dtype is known at run time alone, there is one predicated load for
+each dtype, with a mask that is the same for the whole block. So vectors stay whole, no branch makes
 one load wait for another, and a load that is switched off moves nothing.
 """
 
@@ -26,7 +26,7 @@ from .rounding import (
 
 RECORD_SIZE = tl.constexpr(ops.RECORD_SIZE)
 ROW_SIZE = tl.constexpr(ops.ROW_SIZE)
-# Where a field of a record is.
+# Indices of the fields of a record.
 (PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EXTRA, RMS, LAYOUT, NUMEL, FIRST_ELEMENT, ROW,
  NUMBER, GRAD_DTYPE, EXP_AVG_DTYPE, EXP_AVG_SQ_DTYPE, FLAGS, BATCH, ROWS, COLS, SCRATCH,
  GLOBAL_NUMEL, GLOBAL_ROWS, GLOBAL_COLS) = map(
@@ -51,7 +51,7 @@ def pointer(address, dtype: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def both(mask, condition):
-    """Return the mask of a load that only happens under a condition; no mask means all."""
+    """Return the mask of a load that happens under a condition; a mask of None means all."""
     if mask is None:
         return condition
     else:
@@ -74,7 +74,7 @@ def load_tagged(address, tag, offset, mask, VECTOR: tl.constexpr):
 
 @triton.jit
 def load_gradient(address, tag, offset, mask, VECTOR: tl.constexpr):
-    """Return float32 values of a gradient of any dtype; float64 ones are rounded, no vectors."""
+    """Return float32 values of a gradient of any dtype; float64 is rounded, without vectors."""
     if VECTOR:
         g = load_tagged(address, tag, offset, mask, VECTOR)
     elif tag == FLOAT64:
@@ -94,7 +94,7 @@ def takes_vectors(record):
 
 @triton.jit
 def prepare(g, grad_mul, clip_value, clip):
-    """Return a gradient as the update sees it; ``grad_mul`` has the unscaling in it."""
+    """Return a prepared gradient; ``grad_mul`` includes the unscaling."""
     g = g * grad_mul
     g = tl.maximum(g, -clip_value, propagate_nan=tl.PropagateNan.ALL)
     g = tl.minimum(g, clip_value, propagate_nan=tl.PropagateNan.ALL)
@@ -104,7 +104,7 @@ def prepare(g, grad_mul, clip_value, clip):
 @triton.jit
 def decode(param, extra, offset, extra_offset, mask, DTYPE: tl.constexpr, MODE: tl.constexpr,
            VECTOR: tl.constexpr):  # fmt: skip
-    """Return the float32 value of parameter elements; what was written to them wins over extra."""
+    """Return the float32 value of parameter elements; an external write wins over extra state."""
     if MODE == "none":
         return tl.load(pointer(param, tl.float32, VECTOR) + offset, mask=mask)
     p = tl.load(pointer(param, tl.int16, VECTOR) + offset, mask=mask)
@@ -116,7 +116,7 @@ def decode(param, extra, offset, extra_offset, mask, DTYPE: tl.constexpr, MODE: 
     elif MODE == "split":
         low = tl.load(pointer(extra, tl.int16, VECTOR) + extra_offset, mask=mask).to(tl.int32)
         high = p.to(tl.int32)
-        # No value rounds to these pairs: the remainder belongs to one since overwritten.
+        # No value has such a pair: the remainder is that of a value overwritten since.
         magnitude = high & 0x7FFF
         stale = ((magnitude == 0) & (low < 0)) | ((magnitude == 0x7F80) & (low > 0))
         low = tl.where(stale, 0, low)
@@ -132,7 +132,7 @@ def decode(param, extra, offset, extra_offset, mask, DTYPE: tl.constexpr, MODE: 
 @triton.jit
 def encode(x, param, extra, offset, extra_offset, mask, draw, DTYPE: tl.constexpr,
            MODE: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    """Store the float32 values of parameter elements and what the mode keeps beside them."""
+    """Store the float32 values of parameter elements, with the extra state of the mode."""
     if MODE == "none":
         tl.store(pointer(param, tl.float32, VECTOR) + offset, x, mask=mask)
     else:
@@ -155,7 +155,7 @@ def encode(x, param, extra, offset, extra_offset, mask, draw, DTYPE: tl.constexp
 
 @triton.jit
 def compensation(x, bits, DTYPE: tl.constexpr):
-    """Return the bits of what storing x as ``bits`` lost, so that decoding the pair accepts it."""
+    """Return the bits of the compensation of x stored as ``bits``, which decoding accepts."""
     shown = widen(bits, DTYPE)
     c = nearest(tl.where(tl.abs(shown) < float("inf"), x - shown, 0.0), DTYPE)  # 0 for NaN too
     refused = (nearest(shown + widen(c, DTYPE), DTYPE) != bits) & ((c & 0x7FFF) != 0)
@@ -186,7 +186,7 @@ def store_moment(x, address, tag, offset, mask, draw, stream, VECTOR: tl.constex
 
 @triton.jit
 def strided_offsets(layout, index):
-    """Return the offsets of logical indices by a layout block, for its seven rows of strides."""
+    """Return the offsets of logical indices in the seven tensors of a layout block."""
     layout_ptr = pointer(layout, tl.int64, False)
     dims = tl.load(layout_ptr)
     rest = index

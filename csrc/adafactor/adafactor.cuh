@@ -34,7 +34,7 @@ constexpr int64_t kVisitTiles = 8;
 static_assert(kLineJob == 1 << kLineBits && kWarps == 1 << kWarpBits && kChain == 1 << kChainBits,
               "powers of two, as divisions by others take long");
 
-// What a kernel walks; `Bits` are binary logarithms.
+// How a kernel walks a tensor. Fields that end in `bits` are binary logarithms.
 struct Geometry {
   int64_t batch, rows, cols, numel;
   bool linear;
@@ -132,7 +132,7 @@ FUSED_DEVICE float Unscaled(const AdafactorRow& row, float g, float multiplier) 
   return g * NanMin(multiplier, row.update_cap);
 }
 
-// What F8 and F9 multiply with.
+// The factors of F8 and F9.
 struct Scaling {
   float update;
   float decay;

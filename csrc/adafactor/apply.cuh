@@ -1,11 +1,11 @@
-// F7 to F10: scaling the updates and writing the parameters.
+// F7 to F10, which scale the updates and write the parameters.
 #pragma once
 
 #include "adafactor/tiles.cuh"
 
 namespace fused_optim {
 
-// What a tile's updates are scaled with, and its random bits.
+// The scale of a tile's updates, and the source of its random bits.
 struct ApplyTask {
   const TensorRecord& t;
   const AdafactorRow& row;
@@ -89,7 +89,7 @@ FUSED_DEVICE void ApplyRuns(const Params& params, const TensorTask& task, const 
   }
 }
 
-// The same, one element at a time.
+// Applies a lane's part of a tile one element at a time.
 template <typename Params>
 FUSED_DEVICE void ApplySingly(const Params& params, const TensorTask& task, const ApplyTask& apply,
                               const LaneRuns& runs) {

@@ -1,4 +1,4 @@
-// F3 to F5: the statistics into their state, and the step size before clipping.
+// F3 to F5, which advance the statistics and find the step size before clipping.
 #pragma once
 
 #include "adafactor/lines.cuh"

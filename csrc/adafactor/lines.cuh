@@ -1,4 +1,4 @@
-// Adafactor's line jobs: what a block finishes of a matrix's rows or columns once all tiles are
+// Adafactor's line jobs. In one, a block finishes rows or columns of a matrix, once all tiles are
 // done.
 #pragma once
 

@@ -1,14 +1,14 @@
-// F1 and F2: sums of squares along rows and columns of a tile, and what adds up the tiles' sums.
+// F1 and F2: sums of squares along rows and columns of a tile, and the sums over tiles.
 #pragma once
 
 #include "adafactor/lines.cuh"
 
 namespace fused_optim {
 
-// What each warp has of the columns of its strip.
+// The column sums of each warp, over its strip.
 using ColumnSums = float[kWarps][kLanes * kRun];
 
-// Adds up what the lanes of a warp have of each column, and adds that to `to`.
+// Adds up each column's sums over the lanes of a warp, and adds the result to `to`.
 FUSED_DEVICE void AddColumns(int lanes, float (&column)[kRun], bool first, float* to) {
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
@@ -146,8 +146,8 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
   Barrier();  // before the next tile's columns
 }
 
-// Adds up what tiles left of one row or column: `count` terms, `stride` apart. The sum replaces the
-// first of them.
+// Adds up the tiles' sums of one row or column: `count` terms, `stride` apart. The sum replaces the
+// first term.
 FUSED_DEVICE float FoldTiles(float* sums, int64_t count, int64_t stride) {
   ChainSum sum;
   for (int64_t i = 0; i < count; ++i) sum.Add(LoadEntry(sums + i * stride));

@@ -1,4 +1,4 @@
-// Walking a tile of an Adafactor tensor: adafactor.cuh, note: [tiles].
+// Walks a tile of an Adafactor tensor: adafactor.cuh, note: [tiles].
 //
 // A tile is walked in one of two ways. Where all its runs may be loaded whole (`IsFast`) nothing in
 // the loop is decided element by element; anywhere else elements come one at a time, through
@@ -10,8 +10,8 @@
 
 namespace fused_optim {
 
-// One tensor as its kernels see it. It lies in shared memory: a thread needs its registers for what
-// it moves, and a block's threads need the same of this.
+// One tensor as the kernels see it. All threads of a block read the same values, so these lie in
+// shared memory and leave the registers to the elements.
 struct TensorTask {
   TensorRecord t;
   AdafactorRow row;
@@ -46,7 +46,7 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
 FUSED_DEVICE int Lane() { return ThreadIndex() % kLanes; }
 FUSED_DEVICE int Warp() { return ThreadIndex() / kLanes; }
 
-// Where a tile lies. Columns vary fastest, so that consecutive tiles share memory pages.
+// The place of a tile. Columns vary fastest, so that consecutive tiles share memory pages.
 struct TilePlace {
   int64_t batch, row_tile, col_tile;
 };
@@ -123,14 +123,14 @@ FUSED_DEVICE int CountAt(const LaneRuns& runs, int step) {
   return left >= runs.width ? runs.width : static_cast<int>(left);
 }
 
-// Asks for a step's gradients. Registers for loads run out before enough bytes are in flight to
-// hide the memory's latency: docs/notes_cuda.md, loads in flight.
+// Prefetches a step's gradients. Loads would run out of registers before enough bytes are in flight
+// to hide the memory's latency: docs/notes_cuda.md, loads in flight.
 FUSED_DEVICE void PrefetchGradients(const TensorRecord& t, const LaneRuns& runs, int step) {
   if (step < 0 || step >= runs.steps) return;
   PrefetchRaw(t.grad, t.grad_dtype == kFloat32, IndexAt(runs, step));
 }
 
-// The same of its parameters, with what their mode keeps beside them.
+// Prefetches a step's parameters, with the state that their mode keeps.
 template <typename Params>
 FUSED_DEVICE void PrefetchParams(const Params& params, const TensorRecord& t, const LaneRuns& runs,
                                  int step) {
@@ -148,7 +148,7 @@ FUSED_SLOW_PATH float GradientAt(int64_t grad, int64_t dtype, int64_t layout, in
   return x[0];
 }
 
-// One element of a parameter, likewise.
+// One element of a parameter, of any strides.
 template <typename Params>
 FUSED_SLOW_PATH float ParamAt(Params params, int64_t param, int64_t extra, int64_t layout,
                               int64_t index) {
@@ -163,7 +163,7 @@ FUSED_SLOW_PATH float ParamAt(Params params, int64_t param, int64_t extra, int64
   return x[0];
 }
 
-// values[i] = x, without an index known at run time only, which would need local memory.
+// Stores x in values[i] without an index at run time, which would need local memory.
 FUSED_DEVICE void Put(float x, int i, float (&values)[kRun]) {
 #pragma unroll
   for (int k = 0; k < kRun; ++k) values[k] = k == i ? x : values[k];
@@ -181,7 +181,7 @@ FUSED_DEVICE void GradientsSingly(const TensorRecord& t, const LaneRuns& runs, i
   }
 }
 
-// The float32 values of a step's parameters, likewise.
+// The float32 values of a step's parameters, one at a time; 0 beyond the run's end.
 template <typename Params>
 FUSED_DEVICE void ParamsSingly(const Params& params, const TensorRecord& t, const LaneRuns& runs,
                                int step, float (&p)[kRun]) {
@@ -231,7 +231,7 @@ FUSED_SLOW_PATH float TinyMultiplier(int64_t row_state, int64_t col_state, int r
   return InverseRoot(row) * InverseRoot(LoadStatistic(c + at % cols));
 }
 
-// What F6 multiplies the gradient of element i of a step's run with.
+// The factor by which F6 multiplies the gradient of element i of a step's run.
 FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, const RowFactors& r,
                                 int step, int i) {
   const int64_t index = IndexAt(runs, step) + i;

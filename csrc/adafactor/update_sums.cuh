@@ -1,4 +1,4 @@
-// F6: the sizes of the updates, before they are scaled.
+// F6: the sums of squares of the updates, before they are scaled.
 #pragma once
 
 #include "adafactor/tiles.cuh"

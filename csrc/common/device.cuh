@@ -20,18 +20,19 @@
 #define FUSED_DEVICE __device__ __forceinline__
 #define FUSED_MATH __host__ __device__ __forceinline__
 #ifdef FUSED_OPTIM_HOST
-#define FUSED_SLOW_PATH inline  // a call on the device, lest it be copied wherever it is needed
+#define FUSED_SLOW_PATH \
+  inline  // a call on the device, so that the body is not copied to every caller
 #else
 #define FUSED_SLOW_PATH inline __device__ __noinline__
 #endif
 
 namespace fused_optim {
 
-constexpr int kThreads = 256;  // of every block of every kernel
+constexpr int kThreads = 256;  // threads of every block of every kernel
 constexpr int kLanes = 32;
 constexpr int kWarps = kThreads / kLanes;
 
-// What an error message of a launch says.
+// The names by which an error message calls a launch.
 struct LaunchSite {
   const char* op;
   int device;
@@ -57,7 +58,8 @@ namespace fused_optim {
 // looks for.
 inline void Check(cudaError_t status, const std::string& what) {
   if (status == cudaSuccess) return;
-  static_cast<void>(cudaGetLastError());  // reported here, and not once more by whoever asks next
+  static_cast<void>(
+      cudaGetLastError());  // the error is reported here, and not again to the next caller
   throw std::runtime_error(what + ": " + cudaGetErrorName(status) + ": " +
                            cudaGetErrorString(status));
 }
@@ -122,7 +124,8 @@ void Launch(const LaunchSite& site, void* stream, void (*kernel)(Parameters...),
   LaunchCopies<Parameters...>(site, stream, kernel, Parameters(arguments)...);
 }
 
-// Throws what a launch of `kernel` on `device` would: no kernel image, a driver too old, ...
+// Throws the error that a launch of `kernel` on `device` would meet: no kernel image, an old
+// driver, ...
 template <typename Kernel>
 void CheckLoads(Kernel kernel, int device) {
   const auto version = [](int number) {
@@ -194,7 +197,7 @@ FUSED_DEVICE void StoreWords(char* __restrict__ to, const uint32_t* words) {
   }
 }
 
-// Asks for what lies there, to be loaded soon. Takes no register, unlike a load.
+// Prefetches memory that is loaded soon. Unlike a load, a prefetch takes no register.
 FUSED_DEVICE void Prefetch(const char* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
@@ -227,10 +230,11 @@ FUSED_DEVICE int64_t LoadConstant(const int64_t* from) { return __ldg(from); }
 FUSED_DEVICE float LoadStatistic(const float* from) { return LoadEntry(from); }
 FUSED_DEVICE void StoreStatistic(float* to, float x) { StoreEntry(to, x); }
 
-// What another block stored before it arrived at a counter; never out of this processor's cache.
+// Loads a value that another block stored before it arrived at a counter, past this processor's own
+// cache.
 FUSED_DEVICE float LoadFresh(const float* from) { return __ldcg(from); }
 
-// Adds 1 to a counter in global memory and returns what it was; orders the caller's accesses.
+// Adds 1 to a counter in global memory and returns its old value; orders the caller's accesses.
 FUSED_DEVICE uint32_t Arrive(uint32_t* counter) {
   __threadfence();
   const uint32_t before = atomicAdd(counter, 1u);
@@ -243,7 +247,7 @@ FUSED_DEVICE float BitsFloat(uint32_t bits) { return __uint_as_float(bits); }
 FUSED_DEVICE float HalfBitsToFloat(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
-// To nearest even, overflow to infinity. Not for NaN.
+// Rounds to nearest even; overflow becomes infinity. The argument is no NaN.
 FUSED_DEVICE uint32_t FloatToHalfBits(float x) { return __half_as_ushort(__float2half_rn(x)); }
 FUSED_DEVICE uint32_t MultiplyHigh(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 FUSED_DEVICE float Divide(float a, float b) { return __fdiv_rn(a, b); }

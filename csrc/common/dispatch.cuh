@@ -1,4 +1,4 @@
-// Which pairs of parameter dtype and mode there are.
+// The valid pairs of parameter dtype and mode.
 #pragma once
 
 #include <type_traits>

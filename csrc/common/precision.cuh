@@ -1,4 +1,4 @@
-// The precision modes: which float32 value a stored parameter stands for, and how one is stored
+// The precision modes: decoding a stored parameter to its float32 value, and encoding one
 // (contract, section 8).
 #pragma once
 
@@ -26,8 +26,8 @@ FUSED_DEVICE void EncodeKahan(float x, uint32_t* param, uint32_t* compensation) 
   const float shown = Widen<kDtype>(*param);
   const bool finite = shown - shown == 0.0f;
   uint32_t lost = finite ? RoundNearest<kDtype>(x - shown) : 0;
-  // On the midpoint between two parameters the sum may round to the neighbour, and decoding would
-  // take the parameter for one written from outside: one step towards zero.
+  // A sum on the midpoint between two parameters may round to the neighbour, and decoding would
+  // take the parameter for an external write. So the compensation moves one step towards zero.
   const bool tie = RoundNearest<kDtype>(shown + Widen<kDtype>(lost)) != *param;
   if (tie && (lost & 0x7fffu) != 0) --lost;
   *compensation = lost;
@@ -36,7 +36,7 @@ FUSED_DEVICE void EncodeKahan(float x, uint32_t* param, uint32_t* compensation) 
 FUSED_DEVICE float DecodeSplit(uint32_t param, uint32_t remainder) {
   const uint32_t magnitude = param & 0x7fffu;
   const bool negative = remainder >= 0x8000u;
-  // No value rounds to these pairs: the remainder is that of one since overwritten.
+  // No value has such a pair: the remainder belongs to a value that was overwritten since.
   const bool stale = negative ? magnitude == 0 : magnitude == 0x7f80u;
   if (stale) remainder = 0;
   const uint32_t high = param - (negative && !stale ? 1 : 0);
@@ -127,7 +127,7 @@ FUSED_DEVICE void StoreParam(const TensorRecord& tensor, const Place& place,
   }
 }
 
-// Parameters whose dtype and mode are known at compile time.
+// Access to parameters whose dtype and mode are known at compile time.
 template <int64_t kDtype, Mode kMode>
 struct FixedParams {
   template <int N, typename Place>
@@ -149,7 +149,8 @@ struct FixedParams {
   }
 };
 
-// Those for which they are not. Every thread of a launch takes the same way.
+// Access to parameters whose dtype and mode are known at run time. All threads of a launch branch
+// alike.
 struct AnyParams {
   int64_t dtype;
   Mode mode;

@@ -9,7 +9,7 @@ namespace fused_optim {
 FUSED_DEVICE float NanMax(float a, float b) { return IsNan(a) || a > b ? a : b; }
 FUSED_DEVICE float NanMin(float a, float b) { return IsNan(a) || a < b ? a : b; }
 
-// The factors of one tensor's gradient.
+// Prepares the gradient elements of one tensor.
 struct Preparation {
   float multiplier;
   float clip_value;  // infinite where nothing is clamped
@@ -34,7 +34,7 @@ FUSED_DEVICE Draw DrawOf(const LaunchArguments& launch, const TensorRecord& tens
   return {launch.seed_low, launch.seed_high, step, static_cast<uint32_t>(tensor.number)};
 }
 
-// Whether runs of N elements of all the tensors may be loaded and stored whole.
+// Whether whole vectors of a record's tensors may be loaded and stored.
 FUSED_DEVICE bool TakesVectors(const TensorRecord& tensor) {
   return (tensor.flags & kAligned) != 0 && tensor.grad_dtype != kFloat64 &&
          tensor.first_element % 8 == 0;

@@ -1,5 +1,5 @@
-// Rounding float32 to 16 bits by integer arithmetic, and the random bits it may take (contract,
-// section 8). 16-bit values travel as the low half of a uint32.
+// Rounds float32 to 16 bits by integer arithmetic, and makes the random bits for that (contract,
+// section 8). 16-bit values are the low halves of uint32 words.
 #pragma once
 
 #include "common/device.cuh"
@@ -11,7 +11,7 @@ enum RandomStream : uint32_t { kOfParam = 0, kOfExpAvg = 1, kOfExpAvgSq = 2, kOf
 
 FUSED_DEVICE bool IsNan(float x) { return x != x; }
 
-// The bits of x, every NaN made the one whose halves round to a NaN.
+// The bits of x; those of any NaN become 0x7fc00000, whose high half is a NaN too.
 FUSED_DEVICE uint32_t CanonicalBits(float x) { return IsNan(x) ? 0x7fc00000u : FloatBits(x); }
 
 FUSED_DEVICE float BFloat16ToFloat(uint32_t bits) { return BitsFloat(bits << 16); }
@@ -22,7 +22,7 @@ FUSED_DEVICE float Widen(uint32_t bits) {
   return kDtype == kBFloat16 ? BFloat16ToFloat(bits) : HalfBitsToFloat(bits);
 }
 
-// To nearest, ties to even; overflow becomes infinity.
+// Rounds to nearest, ties to even; overflow becomes infinity.
 template <int64_t kDtype>
 FUSED_DEVICE uint32_t RoundNearest(float x) {
   if constexpr (kDtype == kBFloat16) {
@@ -33,16 +33,16 @@ FUSED_DEVICE uint32_t RoundNearest(float x) {
   }
 }
 
-// To bfloat16, ties away from zero: together with the low half of the bits a bijection.
+// Rounds to bfloat16, ties away from zero. Result and low half of the bits determine the value.
 FUSED_DEVICE uint32_t RoundHalfAway(float x) { return (CanonicalBits(x) + 0x8000u) >> 16; }
 
-// What a parameter shows of its float32 master.
+// The stored parameter of a float32 master.
 template <int64_t kDtype>
 FUSED_DEVICE uint32_t RoundMaster(float x) {
   return kDtype == kBFloat16 ? RoundHalfAway(x) : RoundNearest<kFloat16>(x);
 }
 
-// Up with the probability of the rest, from 16 random bits.
+// Rounds up with the probability that the cut-off bits give, by 16 random bits; else down.
 FUSED_DEVICE uint32_t RoundStochasticHalf(float x, uint32_t random) {
   if (IsNan(x)) return 0x7e00u;
   const uint32_t sign = FloatBits(x) >> 16 & 0x8000u;
@@ -108,7 +108,9 @@ FUSED_DEVICE void RandomHalves(const Draw& draw, uint32_t stream, int64_t elemen
 #pragma unroll
     for (int i = 0; i < 8; ++i) halves[i] = words[i / 2] >> (16 * (i % 2)) & 0xffffu;
   } else {
-    // Selected, not indexed: an index known at run time only would put the words in local memory.
+    // Selects instead of indexing: an index that is known at run time alone would put the words
+    // into
+    // local memory.
     const bool upper = (element & 4) != 0;
     const uint32_t low = upper ? words[2] : words[0];
     const uint32_t high = upper ? words[3] : words[1];

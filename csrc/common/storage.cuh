@@ -1,8 +1,8 @@
-// Moving elements between their storage and float32 registers (contract, sections 7 and 8).
+// Moves elements between their storage and float32 registers (contract, sections 7 and 8).
 //
-// A run of N consecutive elements is loaded raw, as the words it is stored in, and unpacked later:
-// all loads of an iteration are then in flight before the first is waited for. N is 8 or 4 where
-// every address is a multiple of 16 bytes, and 1 anywhere else.
+// A run is N consecutive elements. Its stored words are loaded raw and unpacked later, so that all
+// loads of an iteration are in flight before the first is waited for. N is 8 or 4 where every
+// address is a multiple of 16 bytes, and 1 anywhere else.
 #pragma once
 
 #include "common/rounding.cuh"
@@ -20,7 +20,7 @@ enum Slot : int {
   kElement
 };
 
-// Where a run lies in tensors that share one dense memory order.
+// The place of a run in tensors that share one dense memory order.
 struct DensePlace {
   int64_t index;
   int64_t element;  // logical index of its first element in the full tensor
@@ -40,7 +40,7 @@ FUSED_SLOW_PATH int64_t StridedOffset(int64_t address, int slot, int64_t index) 
   return offset;
 }
 
-// Where one element lies in tensors of any strides: finds each offset when it is asked for it.
+// The place of one element in tensors of any strides. Offsets are computed when they are asked for.
 struct StridedPlace {
   int64_t layout;
   int64_t index;
@@ -86,7 +86,7 @@ FUSED_DEVICE Raw<N> LoadRaw(int64_t address, bool wide, int64_t index) {
   return raw;
 }
 
-// Asks for what LoadRaw will load.
+// Prefetches a run that LoadRaw will load.
 FUSED_DEVICE void PrefetchRaw(int64_t address, bool wide, int64_t index) {
   Prefetch(GlobalPointer<const char>(address) + index * (wide ? 4 : 2));
 }

@@ -1,8 +1,8 @@
-// One launch over every element of a bucket, whatever the update is.
+// The body of every elementwise kernel: it loads a run of elements, applies an update and stores.
 //
-// An update is a struct: `Row`, the scalars that it reads; `kMoments`, how many of exp_avg,
-// exp_avg_sq and max_exp_avg_sq it has; and `Step(row, g, p, m, v, h)`, which turns N elements'
-// values into the next ones, in float32 registers. Moments that it lacks are not read.
+// An update is a struct. `Row` is the type of its scalars. `kMoments` says how many of exp_avg,
+// exp_avg_sq and max_exp_avg_sq it has; the others are not read. `Step(row, g, p, m, v, h)` turns
+// the values of N elements into the next ones, in float32 registers.
 #pragma once
 
 #include "common/dispatch.cuh"
@@ -11,11 +11,11 @@
 
 namespace fused_optim {
 
-// How many blocks a processor has to fit, as `__launch_bounds__` takes it.
+// How many blocks have to fit on a processor: the second argument of `__launch_bounds__`.
 template <int64_t kDtype>
 constexpr int kElementwiseBlocks = kDtype == kFloat32 ? 1 : 2;
 
-// N elements of every tensor of a record, as stored.
+// The stored words of N elements, of every tensor of a record.
 template <int N>
 struct RawRun {
   Raw<N> g;
@@ -72,7 +72,7 @@ FUSED_DEVICE void FinishRun(const TensorRecord& t, const Scalars<typename Update
   }
 }
 
-// Elements [first, last) of a tensor, one at a time: any strides, any alignment.
+// Steps elements [first, last) of a tensor one at a time, for any strides and any alignment.
 template <typename Update, int64_t kDtype, Mode kMode>
 FUSED_DEVICE void StepSingly(const TensorRecord& t, const Scalars<typename Update::Row>& scalars,
                              int64_t first, int64_t last) {
@@ -84,8 +84,8 @@ FUSED_DEVICE void StepSingly(const TensorRecord& t, const Scalars<typename Updat
   }
 }
 
-// The same, 16 bytes of the parameter at a time, and kRuns such with their loads in flight at once.
-// Returns the first element that is left: there are no 16 bytes of them.
+// Steps elements [first, last) by 16 bytes of the parameter, with the loads of kRuns such runs in
+// flight at once. Returns the first element that is left, as the last run is not whole.
 template <typename Update, int64_t kDtype, Mode kMode>
 FUSED_DEVICE int64_t StepVectors(const TensorRecord& t,
                                  const Scalars<typename Update::Row>& scalars, int64_t first,

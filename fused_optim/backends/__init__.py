@@ -1,1 +1,1 @@
-"""The backends, the choice between them, and what their ops receive."""
+"""The backends, the choice of one for each bucket, and the types that ops receive."""

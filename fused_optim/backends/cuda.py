@@ -64,7 +64,7 @@ _scratch = of_shape(_C.adafactor_scratch)
 
 
 def _visits(shape: Shape) -> int:
-    """Return 1 for a small tensor, which the finalising op does all of, else 0."""
+    """Return 1 for a small tensor, whose whole step the finalising op makes, else 0."""
     visited = _C.adafactor_visited(shape.batch, shape.rows, shape.cols)
     return int(visited and not shape.sharded)
 
@@ -90,7 +90,7 @@ _NEEDS = {
 
 
 def needs(op: str, launch: Launch) -> Needs:
-    """Return what an op reads beside records and rows."""
+    """Return the maps and the scratch memory that an op reads."""
     if op == "adafactor_statistics":
         return _ALL if launch.sums_wanted else _LARGE
     return _NEEDS[op]
@@ -138,7 +138,7 @@ def adafactor_statistics(tables: Tables, launch: Launch) -> torch.Tensor | None:
 def adafactor_finalise_(tables: Tables, launch: Launch) -> None:
     """Run F3 to F5: advance the statistics and find each tensor's step size before clipping.
 
-    Of small tensors it does all that is left of the step.
+    For small tensors it also does all that is left of the step.
     """
     _C.adafactor_finalise_(
         _launch(tables, "lines"),
@@ -199,8 +199,8 @@ def _launch(tables: Tables, name: str) -> Any:
 def why_not(device: int) -> str | None:
     """Return why the kernels can't run on a CUDA device, or None if they can.
 
-    The reasons are a driver older than the runtime that was linked, and a device of an architecture
-    that no kernel was compiled for.
+    The driver may be older than the runtime that was linked, or no kernel was compiled for the
+    device's architecture.
     """
     try:
         _C.check_device(device)

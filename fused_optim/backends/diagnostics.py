@@ -1,4 +1,4 @@
-"""What this installation will run, and why nothing faster: ``python -m fused_optim``."""
+"""Reports which backends this installation will run, and why no faster one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _choice(op: str, device_type: str) -> str:
 
 
 def _reasons(backend: str, optimizers: Sequence[type]) -> str:
-    """Return why ``backend`` can't run some optimizer; the same reason is given once."""
+    """Return why ``backend`` can't run an optimizer, for all of them; each reason is given once."""
     reasons: dict[str, list[str]] = {}
     for cls in optimizers:
         reason = dispatch.why_not(backend, _last_op(cls))
@@ -82,7 +82,7 @@ def _reasons(backend: str, optimizers: Sequence[type]) -> str:
 
 
 def _last_op(cls: type) -> str:
-    """Return the op that a backend lacks if it lacks any of an optimizer's."""
+    """Return an optimizer's last op: a backend that lacks any of its ops lacks this one."""
     return FAMILIES[cls._family].updates[-1]
 
 

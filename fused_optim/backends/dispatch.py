@@ -1,4 +1,4 @@
-"""Choosing the backend of each bucket, and saying why a faster one was not chosen."""
+"""Chooses the backend of each bucket, and says why a faster one was not chosen."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ENVIRONMENT_VARIABLE = "FUSED_OPTIM_BACKEND"
 TEST_VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
 """For tests alone: backends that may take CPU tensors, ``triton``, ``cuda`` or ``triton,cuda``.
 
-``backend="auto"`` sends them to the first. That takes Triton's interpreter
-(``TRITON_INTERPRET=1``), or the CUDA kernels compiled for the host.
+``backend="auto"`` sends CPU tensors to the first. ``triton`` needs Triton's interpreter
+(``TRITON_INTERPRET=1``), ``cuda`` the kernels compiled for the host.
 """
 
 _MODULES = {
@@ -69,7 +69,7 @@ def check_backend(requested: str, op: str, device: torch.device | None = None) -
 def choose(requested: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """Return the backend that runs ``op`` on tensors of ``device`` and ``dtype``.
 
-    Float64 parameters always use eager, and so do CPU tensors (but for `TEST_VARIABLE`).
+    Eager updates all float64 parameters, and all CPU tensors unless `TEST_VARIABLE` is set.
 
     Raises:
         ValueError: ``requested``, or `ENVIRONMENT_VARIABLE` for ``"auto"``, names no backend.
@@ -137,7 +137,7 @@ def _check_available(name: str, setting: str, op: str, device: torch.device | No
 
 @functools.cache
 def _why_not_on(device: int) -> str | None:
-    """Return why the CUDA kernels can't run on a device, or None; a reason is also warned of."""
+    """Return why the CUDA kernels can't run on a device, or None. A warning repeats a reason."""
     reason = load("cuda").why_not(device)
     if reason is not None:
         warnings.warn(

@@ -1,9 +1,9 @@
-"""What a backend's ops receive, and what a backend declares so that it can be made ready.
+"""The types that a backend's ops receive, and those in which it declares what the ops need.
 
 An op takes ``(work, launch)``. Eager's work is a `Bucket`: the tensors themselves and their rows.
-That of a backend with kernels is `Tables`: the same on the device, packed by the plan
+A backend with kernels receives `Tables`: the bucket, packed onto the device by the plan
 (`fused_optim.plan.tables`), with the maps and the scratch memory that the backend's ``needs(op,
-launch)`` asks for. No op calls up for more. The words are those of docs/kernel_contract.md.
+launch)`` asks for. No op asks the plan for more. docs/kernel_contract.md defines the words.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 
 
 class Row(Protocol):
-    """What the rows of all updates have; `fused_optim.ops` has their dataclasses."""
+    """The scalars of a step: the fields that all rows of `fused_optim.ops` have."""
 
     @property
     def grad_mul(self) -> float:
-        """What gradients are multiplied by."""
+        """The factor of the gradients: 1, or -1 to maximise."""
 
     @property
     def step(self) -> int:
@@ -28,7 +28,7 @@ class Row(Protocol):
 
 
 class BucketKey(NamedTuple):
-    """What the tensors of one bucket have in common; tensors that differ in it are in two."""
+    """The properties that all tensors of a bucket share. A tensor with others is in another one."""
 
     op: str
     device: torch.device
@@ -40,12 +40,12 @@ class BucketKey(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class TensorEntry:
-    """One parameter of a bucket; lives for the length of a step."""
+    """One parameter of a bucket, with its gradient and state. An entry lives as long as a step."""
 
     param: torch.Tensor
     grad: torch.Tensor
     row: int = 0  # index into Bucket.rows
-    number: int = 0  # in state_dict order; part of the stochastic rounding counter
+    number: int = 0  # in state_dict order; stochastic rounding counts by it
     exp_avg: torch.Tensor | None = None
     exp_avg_sq: torch.Tensor | None = None  # Adafactor: row statistics, or unfactored
     max_exp_avg_sq: torch.Tensor | None = None  # Adafactor: column statistics
@@ -62,9 +62,9 @@ class Bucket:
     """Tensors that are updated together, and the scalars that their rows select.
 
     Attributes:
-        key: what they have in common.
+        key: the properties that they share.
         entries: the tensors.
-        rows: the scalars; where a backend with kernels updates a capturable bucket, int32
+        rows: the scalars. A capturable bucket of a backend with kernels has them as int32
             ``[rows, 16]`` on the device.
         backend: the name of the backend that updates them.
         scratch: what the eager backend keeps between the ops of one step.
@@ -85,16 +85,18 @@ class Bucket:
 
 @dataclasses.dataclass(slots=True)
 class Launch:
-    """Parameters of one op's launches that are not per tensor. Tensors are float32 on the device.
+    """The arguments of an op that hold for the whole bucket. Tensors are float32 on the device.
 
     Attributes:
-        grad_scale: ``[]`` gradients are divided by it, or None.
-        found_inf: ``[]`` where it is not zero the op writes nothing, or None.
-        clip: ``[]`` or, with ``clip_per_tensor``, ``[entries]``; multiplies the gradients, or None.
+        grad_scale: ``[]``, which gradients are divided by, or None.
+        found_inf: ``[]``, or None. The op writes nothing where it is not zero.
+        clip: the factor of the gradients, ``[]`` or, with ``clip_per_tensor``, ``[entries]``; or
+            None.
         clip_per_tensor: whether ``clip`` has one coefficient per entry of the bucket.
         seed: of the stochastic rounding, 64 bits.
-        sums_wanted: whether anyone reads what ``adafactor_statistics`` returns. Without, a backend
-            may do all of a small tensor's step in one op. The same in all ops of a step.
+        sums_wanted: whether anyone reads what ``adafactor_statistics`` returns. If nobody does, a
+            backend may make a small tensor's whole step in one op. All ops of a step are given the
+            same value.
     """
 
     grad_scale: torch.Tensor | None = None
@@ -106,10 +108,10 @@ class Launch:
 
 
 class Shape(NamedTuple):
-    """A tensor as a backend counts its work; an elementwise op's is one row.
+    """The shape by which a backend counts a tensor's work: to an elementwise op, one matrix row.
 
-    ``sharded`` says whether any tensor of its bucket is a shard: between the ops the sums of shards
-    are added up over processes, so no op may do them alone.
+    ``sharded`` says whether any tensor of the bucket is a shard. The sums of shards are added up
+    over processes between the ops, so no op may make a whole step of such a bucket.
     """
 
     batch: int
@@ -124,22 +126,22 @@ class Shape(NamedTuple):
 
 
 Counts = Callable[[Shape], int]
-"""A tensor's number of tiles, or of float32 of scratch. Tensors without elements have none."""
+"""Counts a tensor's tiles, or its float32 words of scratch. It isn't asked of empty tensors."""
 
 
 def of_shape(count: Callable[[int, int, int], int]) -> Counts:
-    """Return a function of (batch, rows, cols) as one of a `Shape`."""
+    """Turn a function of (batch, rows, cols) into a function of a `Shape`."""
     return lambda shape: count(shape.batch, shape.rows, shape.cols)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Needs:
-    """What a backend's op reads beside records and rows.
+    """What a backend's op reads, apart from records and rows.
 
     Attributes:
         maps: for each map that it walks, by name, how many entries a tensor has there.
-        scratch: how much scratch memory a tensor takes, or None. Where ops of a step hand something
-            on in it, each of them has to give the same function.
+        scratch: how much scratch memory a tensor takes, or None. Ops of a step that hand results on
+            in scratch memory have to give the same function.
     """
 
     maps: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
@@ -148,7 +150,7 @@ class Needs:
 
 @dataclasses.dataclass(slots=True)
 class Tables:
-    """Everything that the kernels of one op read and that is not a constant of the backend.
+    """Everything that the kernels of one op read, but for constants of the backend.
 
     Attributes:
         key: the bucket's.
@@ -162,7 +164,7 @@ class Tables:
         clip_stride: 1 where ``clip`` has one value per tensor, else 0.
         seed_low: low half of the seed, as the int32 of these bits.
         seed_high: high half of the seed, likewise.
-        draws: whether anything is rounded at random.
+        draws: whether anything is rounded stochastically.
         some_empty: whether a tensor has no elements, so that no map names it.
     """
 

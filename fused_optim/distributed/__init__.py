@@ -1,1 +1,1 @@
-"""What is summed over processes."""
+"""Sums over processes."""

@@ -1,4 +1,4 @@
-"""The norm of all gradients together, where some of them are on other processes too."""
+"""Finds the norm of all gradients together, those of other processes included."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_whole(optimizer: Any, pending: list) -> None:
     """Refuse to clip by the norm of a shard.
 
     Args:
-        optimizer: that clips, without a ``clip_group``.
+        optimizer: an optimizer that clips and has no ``clip_group``.
         pending: what its step updates, see `fused_optim.plan.collect.Pending`.
 
     Raises:
@@ -50,7 +50,7 @@ def check_whole(optimizer: Any, pending: list) -> None:
 
 
 def is_flat_shard(param: torch.Tensor) -> bool:
-    """Return whether a parameter is FullyShardedDataParallel's, flat and of this rank's part."""
+    """Return whether a parameter is this rank's part of one that FSDP1 has flattened."""
     return getattr(param, "_fsdp_flattened", False)
 
 
@@ -59,12 +59,12 @@ def total_norm(
     group: ProcessGroup | None,
     param_groups: Sequence[dict[str, Any]],
 ) -> torch.Tensor:
-    """Return the norm of gradients whose squares add up to ``sums``, and to those of other ranks.
+    """Return the norm of the gradients with these sums of squares, and of other ranks' gradients.
 
     Args:
         sums: each bucket's sums of squares; there are none where no parameter has a gradient.
         group: the ranks that hold the other gradients, all of which call this; or None.
-        param_groups: of the optimizer; they tell the device where there are no sums.
+        param_groups: the optimizer's, which tell the device where there are no sums.
 
     Returns:
         ``[]`` on the first sums' device, the same on every rank.
@@ -76,7 +76,7 @@ def total_norm(
         device = devices[0] if devices else torch.device("cpu")
         total = torch.zeros((), dtype=torch.float32, device=device)
     if group is not None:
-        # In float64 whatever the gradients' dtype, which ranks may not have in common.
+        # The sum is float64 on every rank, as the gradients' dtypes may differ between ranks.
         over_ranks = total.double()
         torch.distributed.all_reduce(over_ranks, group=group)
         total = over_ranks.to(total.dtype)

@@ -1,1 +1,1 @@
-"""What users construct: hyperparameters, their checks, and the formulas of a step's scalars."""
+"""The optimizers: hyperparameters, their checks, and the formulas of a step's scalars."""

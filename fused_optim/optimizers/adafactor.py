@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdafactorFamily(FusedOptimizer):
-    """What every Adafactor here shares: its ops."""
+    """The base of every Adafactor here, which names the update."""
 
     _family = "adafactor"
 
@@ -122,8 +122,8 @@ class Adafactor(AdafactorFamily):
     def effective_lr(self, group: dict[str, Any]) -> float | None:
         """Return alpha of the group's first updated parameter in its last step, as a float.
 
-        Parameters have an alpha each with ``scale_parameter``. None before the first step. Reads
-        the parameter's root mean square from its device, so it waits for the step to finish.
+        With ``scale_parameter`` each parameter has its own alpha. Before the first step it is None.
+        The parameter's root mean square is read from its device, which waits for the step to end.
         """
         for param in group["params"]:
             param_state = self.state.get(param, {})
@@ -134,7 +134,7 @@ class Adafactor(AdafactorFamily):
 
     @staticmethod
     def _get_lr(group: dict[str, Any], param_state: dict[str, Any]) -> float:
-        """As transformers' method of this name, which its ``AdafactorSchedule`` calls."""
+        """Return alpha, as transformers' method of this name, which ``AdafactorSchedule`` calls."""
         rho = relative_step_size(group, int(param_state["step"]))
         if not group["scale_parameter"]:
             return rho
@@ -145,7 +145,7 @@ class Adafactor(AdafactorFamily):
             validation.check_flag(group[flag], flag)
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("`warmup_init=True` requires `relative_step=True`")
-        if group["lr"] is not None:  # AdafactorSchedule writes one whatever relative_step is
+        if group["lr"] is not None:  # AdafactorSchedule writes an lr, whatever relative_step is
             validation.check_number(group["lr"], "learning rate", low=0.0)
         elif not group["relative_step"]:
             raise ValueError(
@@ -210,7 +210,7 @@ class Adafactor(AdafactorFamily):
         )
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
-        # torch.optim.Adafactor's names. Its eps means something else, so ours stays.
+        # These are torch.optim.Adafactor's names. Its eps has another meaning, so it is left out.
         if "beta2_decay" in saved:
             saved["decay_rate"] = saved.pop("beta2_decay")
             if "d" in saved:
@@ -220,7 +220,7 @@ class Adafactor(AdafactorFamily):
 
 
 def relative_step_size(group: dict[str, Any], step: int | torch.Tensor) -> Scalar:
-    """Return rho: the step size before it is scaled with the parameter."""
+    """Return rho: the step size before the parameter's root mean square scales it."""
     if not group["relative_step"]:
         return number(group["lr"], step)
     ceiling = 1e-6 * step if group["warmup_init"] else 1e-2

@@ -1,7 +1,7 @@
-"""The scalars of the Adam family: what transformers, torch and TensorFlow do differently.
+"""The scalars of the Adam family, in which transformers, torch and TensorFlow differ.
 
-Everything is a double, complements such as ``1 - beta`` included, on the host or (`scalars`) on the
-device; never in a kernel.
+All of them, complements such as ``1 - beta`` included, are doubles, computed on the host or, by
+`scalars`, with tensors on the device. No kernel computes one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fused_optim.optimizers.scalars import (
 
 
 def transformers_row(group: dict[str, Any], step: int | torch.Tensor) -> AdamWRow:
-    """Decay after the update; eps on the square root before its bias correction."""
+    """Return transformers' row: decay after the update, eps on the uncorrected square root."""
     lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
     step_size = lr
     if group["correct_bias"]:
@@ -35,13 +35,13 @@ def transformers_row(group: dict[str, Any], step: int | torch.Tensor) -> AdamWRo
         omb2=1.0 - beta2,
         step_size=step_size,
         eps=eps,
-        decay_after=1.0 - lr * at_least_zero(weight_decay),  # as transformers
+        decay_after=1.0 - lr * at_least_zero(weight_decay),  # transformers ignores negative decay
         step=step,
     )
 
 
 def torch_row(group: dict[str, Any], step: int | torch.Tensor, *, decoupled: bool) -> AdamWRow:
-    """Decay before the update, or L2; eps on the bias-corrected square root."""
+    """Return torch's row: decay before the update, or L2; eps on the corrected square root."""
     lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
     return AdamWRow(
         grad_mul=sign(group),
@@ -60,7 +60,7 @@ def torch_row(group: dict[str, Any], step: int | torch.Tensor, *, decoupled: boo
 def tensorflow_row(
     group: dict[str, Any], step: int | torch.Tensor, *, decays: bool, lr_divisor: float
 ) -> AdamWRow:
-    """Decay before the update; eps on the square root before its bias correction."""
+    """Return Keras' row: decay before the update, eps on the uncorrected square root."""
     lr, beta1, beta2, eps, weight_decay = _hyperparameters(group, step)
     lr = lr / lr_divisor
     clip_value = group["clipvalue"]
@@ -84,5 +84,5 @@ def _hyperparameters(group: dict[str, Any], step: int | torch.Tensor) -> tuple[S
 
 
 def _correction(beta1: Scalar, beta2: Scalar, step: int | torch.Tensor) -> Scalar:
-    """Return what both bias corrections come to where eps is added before them."""
+    """Return both bias corrections as one factor of the step size, where eps precedes them."""
     return sqrt(complement_of_power(beta2, step)) / complement_of_power(beta1, step)

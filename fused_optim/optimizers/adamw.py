@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdamFamily(FusedOptimizer):
-    """What every Adam here shares: its ops and its state."""
+    """The base of every Adam here: it names the update and the state."""
 
     _family = "adamw"
 

@@ -1,7 +1,7 @@
-"""The base optimizer: torch's optimizer contract on one side, buckets for a backend on the other.
+"""The base optimizer, which keeps torch's optimizer contract and hands buckets to backends.
 
-A subclass says which hyperparameters it has, which state it keeps and which scalars a step needs.
-It does no tensor arithmetic.
+A subclass has its hyperparameters, the specification of its state and the formulas of a step's
+scalars. It does no tensor arithmetic.
 """
 
 from __future__ import annotations
@@ -92,9 +92,11 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
 
     _family: ClassVar[str]  # one of `fused_optim.ops.FAMILIES`
     _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
-    _aliases: ClassVar[dict[str, str]] = {}  # by a peer's key of the state, this optimizer's
+    _aliases: ClassVar[dict[str, str]] = {}  # a peer's key of the state to this optimizer's
     _foreign: ClassVar[tuple[str, ...]] = ()  # keys of the state that only other optimizers have
-    _shows_torch_steps: ClassVar[bool] = False  # 0-d tensors in state dicts, as torch's are
+    _shows_torch_steps: ClassVar[bool] = (
+        False  # step counts in state dicts are 0-d tensors, as torch's
+    )
     _attributes: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "clip_group", "seed")
     _pickled: ClassVar[tuple[str, ...]] = (
         *_attributes,
@@ -103,12 +105,13 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
 
     clip_group: ProcessGroup | None = None
     grad_norm: torch.Tensor | None = None
-    # What groups have unless they say otherwise.
+    # The options of groups that have no other.
     _options: Mapping[str, Any] = MappingProxyType({})
-    # The groups' settings and the optimizer's attributes as they were last checked.
+    # The groups' settings and the optimizer's attributes, as they passed the last check.
     _checked: Sequence[dict[str, Any] | None] = ()
     _checked_attributes: Sequence[Any] = ()
-    # Tables of the last step, and what it takes to see that they still hold. Never saved.
+    # The tables of the last step, and the memory by which a step sees that they still hold. Neither
+    # is saved.
     _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
     _steady: Steady | None = None
     _take_back: Callable[[], None] = staticmethod(_nothing)
@@ -137,8 +140,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         self.fused_unscale = False
         self.grad_norm = None
         self._check_attributes()
-        # Not in the groups: torch.distributed.checkpoint insists that a checkpoint has each key of
-        # a group, and a peer's checkpoint has none of these.
+        # They are not in the groups, because torch.distributed.checkpoint insists that a checkpoint
+        # has each key of a group, and a peer's checkpoint has none of these.
         self._options = {
             "low_precision": low_precision,
             "state_dtype": state_dtype,
@@ -153,7 +156,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError for hyperparameters that can't be used.
 
-        Asked whenever one has changed. Here and below, ``group`` is what `settings` returns.
+        It is called whenever one has changed. Here and below, ``group`` is what `settings` returns.
         """
         raise NotImplementedError
 
@@ -163,7 +166,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _state_spec(
         self, group: dict[str, Any], param: torch.Tensor
     ) -> tuple[state.StateTensor, ...]:
-        """Return the state of a parameter, bar what its precision mode adds.
+        """Return a parameter's state, but for the tensor that its precision mode adds.
 
         It may depend on the parameter's dtype and on whether it has two dimensions.
         """
@@ -172,17 +175,17 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> Row:
         """Return the scalars of a step; ``variant`` is what `_row_variant` returned.
 
-        Written with `fused_optim.optimizers.scalars`: in capturable groups ``step`` is a float64
-        tensor, with one count for each parameter of this variant.
+        Implementations use `fused_optim.optimizers.scalars`, as ``step`` is a float64 tensor in
+        capturable groups, with one count for each parameter of this variant.
         """
         raise NotImplementedError
 
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
-        """Return what else than group and step count a parameter's scalars depend on."""
+        """Return what a parameter's scalars depend on beside its group and its step count."""
         return None
 
     def _structure(self, group: dict[str, Any]) -> Hashable:
-        """Return what of a group decides on buckets, state and row variants."""
+        """Return the options of a group that decide on buckets, state and row variants."""
         return (
             group["low_precision"],
             group["state_dtype"],
@@ -192,22 +195,22 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         )
 
     def _prepare_step(self) -> Callable[[], None]:
-        """Do what comes before each step that updates something.
+        """Prepare a step that updates something.
 
         Returns:
-            What takes it back, if the step raises.
+            A function that undoes the preparation, which is called if the step raises.
         """
         return _nothing
 
     def _check_members(self, group: dict[str, Any]) -> None:
-        """Raise ValueError for parameters that do not go with what a group says of them."""
+        """Raise ValueError for parameters that do not match other entries of their group."""
 
     def _clip(self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None) -> None:
-        """Set the launches' clip coefficients.
+        """Set the clip coefficient of every bucket's launch.
 
         Args:
-            launched: the work of the step, each with its launch.
-            sums: each work's sums of squared gradients, where a statistics op returned them.
+            launched: the buckets of the step, each with its launch.
+            sums: each bucket's sums of squared gradients, where a statistics op returned them.
         """
         if self.max_grad_norm is None or not (launched or self.clip_group):
             return
@@ -219,13 +222,13 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _global_norm(
         self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None
     ) -> torch.Tensor:
-        """Return the norm of all gradients together, on the first work's device."""
+        """Return the norm of all gradients together, on the first bucket's device."""
         if sums is None:
             sums = [work.run(GRADIENT_SUMS, launch) for work, launch in launched]
         return clipping.total_norm(sums, self.clip_group, self.param_groups)
 
     def _clips_by_whole_norms(self) -> bool:
-        """Return whether the norm of a shard, if a gradient were one, would be taken for all."""
+        """Return whether clipping would take the norm of a shard for that of a whole gradient."""
         return self.max_grad_norm is not None and self.clip_group is None
 
     # torch's contract.
@@ -256,9 +259,9 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         self.param_groups[-1] = given  # as torch, which adds the very dict it is given
 
     def settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return a group's hyperparameters and options, the optimizer's where it has none itself.
+        """Return a group's hyperparameters and options; the optimizer's fill in for missing ones.
 
-        That is what steps go by; writing to it changes nothing, writing to ``group`` does.
+        Steps read them here. Write to the group to change one: the returned dict is a copy.
         """
         return {**self._options, **group}
 
@@ -269,7 +272,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         with errors.naming(f"{type(self).__name__}, group {group_index}: "):
             self._check_new_group(group)
         for index, param in enumerate(group["params"]):
-            if not checks.trains(param):  # it is checked once it has a gradient
+            if not checks.trains(param):  # a step checks it once it has a gradient
                 continue
             where = f"{type(self).__name__}: {errors.place(group, group_index, index)}"
             checks.check_param(param, where)
@@ -277,7 +280,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
                 precision.resolve_mode(group["low_precision"], param.dtype)
 
     def _check_attributes(self) -> None:
-        """Raise for options of the whole optimizer that can't be used; they may be written to."""
+        """Raise for options of the whole optimizer that can't be used; a user may have set them."""
         dispatch.check_backend(self.backend, FAMILIES[self._family].updates[-1])
         if self.max_grad_norm is not None:
             validation.check_number(self.max_grad_norm, "max_grad_norm", low=0.0)
@@ -292,12 +295,12 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self._check_group(settings)
 
     def _checked_settings(self) -> Sequence[dict[str, Any]]:
-        """Return every group's settings; those that changed since the last step are checked.
+        """Return every group's settings, after checking those that changed since the last step.
 
-        Nothing is read back from a device for that.
+        The checks read nothing from a device.
 
         Raises:
-            ValueError: one can't be used; nothing was changed.
+            ValueError: a setting can't be used; nothing was changed.
         """
         attributes = [getattr(self, name) for name in self._attributes]
         if len(self._checked_attributes) != len(attributes) or not all(
@@ -347,12 +350,12 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
                 loss = closure()
         settings = self._checked_settings()
         found_inf = getattr(self, "found_inf", None)
-        # Where step counts are on the host, so has to be the decision to skip.
+        # Step counts on the host require the decision to skip on the host too.
         on_device = all(group["capturable"] for group in settings)
         if found_inf is not None and not on_device and found_inf.item() != 0:
             return loss
         captures = upload.capturing()
-        known, self._steady = self._steady, None  # a step that raises leaves none to go on from
+        known, self._steady = self._steady, None  # no step goes on from one that raises
         try:
             if captures or known is None or not known.step(self, settings, self._run_step):
                 self._step_anew(found_inf, captures)
@@ -370,7 +373,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         self._take_back = self._prepare_step()
 
     def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
-        """Make a step that takes nothing over from the last one but device tables."""
+        """Make a step that collects its tensors anew, and reuses device tables alone."""
         for index, group in enumerate(self.param_groups):
             with errors.naming(f"{type(self).__name__}, group {index}: "):
                 self._check_members(group)
@@ -402,7 +405,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             self._steady = Steady(self, pending, kinds, works, row_keys) if lasts else None
 
     def _work_on(self, bucket: Bucket, *, anew: bool) -> Work:
-        """Return the work on a bucket, its tables made ready where its backend reads tables."""
+        """Return the work on a bucket, with packed tables if its backend reads tables."""
         if bucket.backend == "eager":
             return Work(bucket.key, bucket, None)
         plan = None if anew else self._plans.get((bucket.key, bucket.backend))
@@ -487,7 +490,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                if name != "differentiable":  # torch adds it to the defaults of any optimizer
+                if name != "differentiable":  # torch adds this one to every optimizer's defaults
                     group.setdefault(name, value)
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The next step, run by its own ops on copies and thrown away.
+"""Runs the ops of the next step on copies, counts what storage would lose, and drops the copies.
 
-What it counts is for `fused_optim.optimizers.numerics` to judge. The parameter's copy holds its
-value as the update's math does, so that what storing it loses shows. Where an update knows no
-element but its own, copies are of a block at a time, else of one tensor at a time. Nothing that the
-optimizer holds is written, and nothing waits for a device until all is counted.
+`fused_optim.optimizers.numerics` judges the counts. A parameter's copy has the dtype of the
+update's math, so it shows what storing the result would lose. An elementwise update runs on one
+block at a time, any other on one tensor at a time. Nothing that the optimizer holds is written, and
+nothing waits for a device until everything is counted.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Examined:
     param: torch.Tensor
     grad: torch.Tensor
     state: dict[str, Any]
-    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS
+    keys: tuple[str | None, ...]  # keys of the state, by STATE_FIELDS
     mode: str
     entry: TensorEntry
     counts: dict[tuple[str, str], torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def count(self, kind: str, tensor: str, which: torch.Tensor) -> None:
-        """Add how many elements of a block are so."""
+        """Add the number of elements of a block for which this holds."""
         key = (kind, tensor)
         self.counts[key] = self.counts.get(key, 0) + which.sum()
 
     def count_overflow(
         self, tensor: str, stored: torch.Tensor, before: torch.Tensor, g: torch.Tensor
     ) -> None:
-        """Count what was finite, on a finite gradient, and is not once it is stored."""
+        """Count values that were finite, on a finite gradient, and whose stored form is not."""
         self.count("overflow", tensor, ~stored.isfinite() & before.isfinite() & g.isfinite())
 
     def count_update(
@@ -59,9 +59,9 @@ class Examined:
     ) -> None:
         """Count a block's updates, those that are lost, and overflows.
 
-        An update is lost where it leaves what is stored as it is. With ``kahan`` that would depend
-        on where the compensation happens to be. There an update counts as lost where it is less
-        than the coarsest spacing that its compensation may have: repeated, it comes to a halt.
+        An update is lost if every stored bit stays as it was. With ``kahan`` that would depend on
+        the present compensation. So an update counts as lost there if it is less than the coarsest
+        spacing that the compensation may have: repeating such an update comes to a halt.
         """
         shown, held = _stored(param, new, self.mode)
         wanted = (g != 0) & g.isfinite() & moves
@@ -75,7 +75,7 @@ class Examined:
 
 
 def examine(optimizer: Any, pending: list) -> list[Examined]:
-    """Work the step out and return every parameter's counts, as numbers."""
+    """Run the step on copies and return every parameter's counts, as numbers."""
     kinds = collect.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
     buckets: dict[Any, Bucket] = {}
     members: dict[Any, list[Examined]] = {}
@@ -110,10 +110,10 @@ def _entry(
     found: dict[str, Any],
     spec: tuple[state.StateTensor, ...],
 ) -> TensorEntry:
-    """Return what a step would be given, but for tensors of zeros that take no memory.
+    """Return a parameter's state; tensors that don't exist yet are zeros that take no memory.
 
-    Extra state of zeros, as before the first step, stands for the parameter's own value. The root
-    mean square, which a step only writes, is left out.
+    Extra state of zeros stands for the parameter's own value, as before the first step. The root
+    mean square is left out, because a step only writes it.
     """
     entry = TensorEntry(param.detach(), grad)
     for tensor in spec:
@@ -137,7 +137,7 @@ def _launch_of(launch: Launch, index: int) -> Launch:
 def _count_non_finite(one: Examined) -> None:
     tensors = {"gradient": one.grad, "parameter": one.param.detach(), **one.state}
     for name, tensor in tensors.items():
-        if name == "remainder":  # its bits are those of an integer
+        if name == "remainder":  # its bits are not those of a float
             continue
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             for _, (block,) in encoding.blocks([tensor]):
@@ -169,7 +169,7 @@ def _count_step(one: Examined, key: BucketKey, row: Row, launch: Launch) -> None
 
 
 def _parts(entry: TensorEntry, family: Family) -> Iterator[TensorEntry]:
-    """Yield what the ops may be run on by itself: blocks of a tensor, or all of it."""
+    """Yield the pieces of a tensor on which ops may run separately: blocks, or the whole tensor."""
     if not family.elementwise:
         yield entry
         return
@@ -182,8 +182,8 @@ def _parts(entry: TensorEntry, family: Family) -> Iterator[TensorEntry]:
 def _cleanliness(one: Examined) -> torch.Tensor:
     """Return 0, or NaN where some element of the gradient is not finite.
 
-    All of the gradient goes into each statistic of a matrix, and they into every update: where one
-    element is not finite, nothing else is to blame for what becomes of the rest.
+    Every update of a matrix depends on all elements of its gradient, by way of the statistics. So
+    one element that is not finite explains every other result that is not.
     """
     return torch.where(one.counts["non-finite", "gradient"] == 0, 0.0, torch.nan)
 
@@ -202,9 +202,9 @@ def _count_parameter(
 def _stored(
     param: torch.Tensor, value: torch.Tensor, mode: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what a parameter block would show of ``value``, and what it would keep of it.
+    """Return the stored form of ``value`` in a parameter block, and the value that this preserves.
 
-    Stochastic rounding keeps all of it, on average.
+    Stochastic rounding preserves all of ``value``, on average.
     """
     if mode == "none":
         return value, value

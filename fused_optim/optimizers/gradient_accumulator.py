@@ -1,4 +1,4 @@
-"""Summing gradients over micro-batches, as transformers' GradientAccumulator for TensorFlow."""
+"""Sums gradients over micro-batches, as transformers' GradientAccumulator does in TensorFlow."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class GradientAccumulator:
 
 
 def _listed(gradients: Any) -> list[torch.Tensor | None]:
-    """Return ``gradients`` as a list, of tensors and Nones alone."""
-    # A tensor would give its rows, a mapping its keys, a set another order each time.
+    """Return ``gradients`` as a list; all its elements are tensors or None."""
+    # Iterating a tensor would give its slices, a mapping its keys, a set any order.
     no_lists = (torch.Tensor, Mapping, Set, str)
     if isinstance(gradients, no_lists) or not isinstance(gradients, Iterable):
         raise TypeError(f"gradients is {_kind(gradients)}; {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Lion, as its paper has it."""
+"""Lion, as its paper defines it."""
 
 from __future__ import annotations
 

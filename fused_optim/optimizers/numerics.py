@@ -1,4 +1,4 @@
-"""What storage does to the next step: updates that vanish, values that overflow, NaN."""
+"""Reports what storage does to the next step: lost updates, overflowing values, NaN."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fused_optim.plan import collect
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one parameter; ``str`` of it is a sentence.
+    """One fault of one parameter. ``str`` of a finding is a sentence.
 
     Attributes:
         kind: ``"vanishing"``, ``"overflow"`` or ``"non-finite"``.
-        parameter: which one, as errors call it.
+        parameter: the parameter, in the words of errors.
         name: its name, or None where the optimizer was given none.
         group: the number of its group.
         index: its number in the group.
         tensor: ``"gradient"``, ``"parameter"`` or a key of its state.
-        dtype: that the tensor is stored in.
+        dtype: the storage dtype of the tensor.
         mode: the parameter's precision mode; ``"none"`` for float32 and float64.
-        fraction: of the elements, how many; of the updates for ``"vanishing"``.
-        remedy: what to do.
+        fraction: the share of elements, or of updates for ``"vanishing"``, at fault.
+        remedy: the advice.
     """
 
     kind: str
@@ -101,7 +101,7 @@ class NumericsReport:
             )
         kept = [dict(group) for group in self.param_groups], self.grad_norm
         try:
-            self._prepare_step()  # a learning rate that is a function of the step
+            self._prepare_step()  # AdamWeightDecay's learning rate may be a function of the step
             examined = dry_step.examine(self, pending)
         finally:
             for group, values in zip(self.param_groups, kept[0], strict=True):

@@ -92,12 +92,12 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _names(entry: str, name: str) -> bool:
-    """Return whether ``entry`` ends the name of a parameter, or of a module that holds it."""
+    """Return whether a parameter's name, or that of a module around it, ends in ``entry``."""
     return f".{entry}." in f".{name}."
 
 
 def _checked(no_decay: Iterable[str], names: list[str]) -> list[str]:
-    """Return ``no_decay`` as a list whose every entry names some of the parameters ``names``."""
+    """Return ``no_decay`` as a list, each of whose entries names some of the parameters."""
     if isinstance(no_decay, str):
         raise TypeError(
             f"no_decay is the string {no_decay!r}; pass a list, no_decay=[{no_decay!r}]"
@@ -123,9 +123,9 @@ def _checked(no_decay: Iterable[str], names: list[str]) -> list[str]:
 
 
 def _advice(entry: str, names: list[str]) -> str:
-    """Return which names come close to ``entry``, or some that there are."""
+    """Return names that resemble ``entry``, or else the first few names."""
     dots = entry.count(".")
-    candidates = {  # all that `_names` would accept, of as many parts as the entry has
+    candidates = {  # every suffix that `_names` accepts, with as many parts as the entry
         ".".join(parts[start : start + dots + 1]): None
         for parts in (name.split(".") for name in names)
         for start in range(len(parts) - dots)

@@ -1,7 +1,7 @@
-"""Arithmetic of a step's scalars, for Python doubles and for float64 tensors alike.
+"""Arithmetic of a step's scalars, on Python doubles and on float64 tensors.
 
-A row's formulas are written once. On the host they run on Python numbers; in a ``capturable`` group
-the step counts are a float64 tensor on the device, and so is all that follows from them.
+The formulas of a row are written once. On the host they take Python numbers. In a ``capturable``
+group they take a float64 tensor of step counts on the device, and return such tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Scalar = float | torch.Tensor
 
 
 def number(value: Scalar, step: int | torch.Tensor) -> Scalar:
-    """Return a hyperparameter as a double, where the step counts are.
+    """Return a hyperparameter as a double, on the device of the step counts if it is there already.
 
     Args:
         value: a number or a tensor of one element.
@@ -29,7 +29,7 @@ def number(value: Scalar, step: int | torch.Tensor) -> Scalar:
 
 
 def sign(group: dict[str, Any]) -> float:
-    """Return what a group's gradients are multiplied with: 1, or -1 to maximise."""
+    """Return the factor of a group's gradients: 1, or -1 to maximise."""
     return -1.0 if group["maximize"] else 1.0
 
 
@@ -39,7 +39,7 @@ def sqrt(x: Scalar) -> Scalar:
 
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
-    """Return the smaller one."""
+    """Return the smaller of two scalars."""
     if isinstance(b, torch.Tensor):
         a, b = b, a
     return torch.clamp(a, max=b) if isinstance(a, torch.Tensor) else min(a, b)

@@ -22,7 +22,7 @@ from fused_optim.schedules import PolynomialDecay, WarmUp
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# What Keras takes for epsilon where it is 0, which it reads as "not given".
+# Keras reads an epsilon of 0 as "not given", and takes this one.
 _KERAS_EPSILON = 1e-7
 
 _NO_DECAY = ("LayerNorm", "layer_norm", "bias")
@@ -220,7 +220,7 @@ class AdamWeightDecay(AdamFamily):
         return take_back
 
     def _rate_at(self, count: int) -> float | None:
-        """Return what a callable learning rate is after ``count`` steps, None where it is none."""
+        """Return a callable learning rate's value after ``count`` steps; None for a number."""
         if self.learning_rate is None:
             return None
         rate = self.learning_rate(count)
@@ -229,7 +229,7 @@ class AdamWeightDecay(AdamFamily):
         return float(rate)
 
     def _translated_group(self, saved: dict[str, Any]) -> dict[str, Any]:
-        # A peer has no count of its own: the schedule goes on where the parameters were.
+        # A peer's dict has no such count, so the schedule goes on from the parameters' counts.
         saved.setdefault("iterations", int(float(saved["step"])))
         return saved
 
@@ -255,7 +255,7 @@ class AdamWeightDecay(AdamFamily):
         return adam_scalars.tensorflow_row(group, step, decays=bool(variant), lr_divisor=divisor)
 
     def _clips_by_whole_norms(self) -> bool:
-        if self.clipnorm is not None:  # of each gradient, which clip_group does not put together
+        if self.clipnorm is not None:  # clip_group sums over ranks, and not for each gradient
             return True
         together = self.global_clipnorm is not None and self.clip_group is None
         return together or super()._clips_by_whole_norms()
@@ -354,7 +354,7 @@ def _compiled(patterns: Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
 
 
 def _check_keras_options(**options: float | None) -> None:
-    """Check what Keras takes as keyword arguments, with its messages; None is "not given"."""
+    """Check Keras' keyword arguments, with its messages; None means "not given"."""
     for name, value in options.items():
         if value is not None and not (isinstance(value, numbers.Real) and value >= 0):
             raise ValueError(f"Expected {name} >= 0, received: {value!r}")

@@ -1,8 +1,8 @@
 """``torch.optim``'s Adam, AdamW and Adafactor: its signatures, defaults and semantics, fused.
 
-What differs is what torch gets wrong for 16-bit parameters. At the same bytes per parameter (6 for
-AdamW on bfloat16, the parameter included) moments and parameters are stored with stochastic
-rounding, so that small updates are not lost. ``low_precision="nearest"`` gives torch's rounding.
+They differ from torch in 16-bit parameters. At the same bytes per parameter (6 for AdamW on
+bfloat16, the parameter included) moments and parameters are rounded stochastically, so that small
+updates are not lost. ``low_precision="nearest"`` rounds as torch does.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Adafactor", "Adam", "AdamW"]
 
 
 def _torch_footprint(common: dict[str, Any]) -> dict[str, Any]:
-    """Return the common options with defaults that take no more memory than torch does."""
+    """Return the common options, with defaults that need no more memory than torch's optimizers."""
     return {"low_precision": "stochastic", "state_dtype": None, **common}
 
 
 class _Adam(AdamFamily):
-    """Adam and AdamW, which differ in where the weight decay goes."""
+    """The base of Adam and AdamW, which differ in their weight decay."""
 
     _group_options = ("maximize", "capturable")
     _shows_torch_steps = True
@@ -278,7 +278,7 @@ class Adafactor(AdafactorFamily):
         )
 
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
-        return param.dtype  # eps[0] may depend on it
+        return param.dtype  # eps[0] may depend on the dtype
 
     def _row(
         self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable

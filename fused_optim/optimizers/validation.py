@@ -1,4 +1,4 @@
-"""Checks of what users hand in, with errors that say what was got, what is needed and what to do.
+"""Checks of users' arguments. Each error says what was got, what is needed and what to do.
 
 Every check runs before anything is changed.
 """
@@ -87,7 +87,7 @@ def check_flag(value: Any, name: str) -> None:
 
 
 OF_THE_OPTIMIZER = ("backend", "max_grad_norm", "clip_group", "seed")
-"""Options that all parameter groups share."""
+"""Names of the options that belong to the whole optimizer."""
 
 
 def check_keys(group: dict[str, Any], optimizer: Any) -> None:
@@ -106,11 +106,11 @@ def check_keys(group: dict[str, Any], optimizer: Any) -> None:
 
 
 UNREAD = object()
-"""Stands for a number that is on a device, where the host would have to wait for it."""
+"""Stands for a number on a device, for which the host would have to wait."""
 
 
 def unread(value: Any) -> Any:
-    """Return a setting with `UNREAD` for what a step must not read: tensors on a device."""
+    """Return a setting, with `UNREAD` in place of tensors on a device, which no step may read."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type != "cpu":
         return UNREAD
     return tuple(map(unread, value)) if type(value) is tuple else value
@@ -147,7 +147,7 @@ def _changes_in_place(value: Any) -> bool:
 
 
 def check_there(settings: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
-    """Refuse a group that somebody took a hyperparameter out of."""
+    """Refuse a group from which somebody has deleted a hyperparameter."""
     for name in defaults:
         if name not in settings and name != "differentiable":  # which torch adds to the defaults
             raise ValueError(
@@ -174,10 +174,10 @@ def check_common(group: dict[str, Any]) -> None:
 
 
 def refuse_options(cls: type, names: Iterable[str], base: type) -> None:
-    """Raise TypeError for options that ``cls`` lacks, with the class that has them, if one does.
+    """Raise a TypeError for options that ``cls`` lacks; it names a class that has them, if any.
 
-    The classes that are asked are this package's subclasses of ``base``: first those of the same
-    name, then those of the same update.
+    Subclasses of ``base`` in this package are searched: those of the same name first, then those
+    of the same update.
     """
     name = next(iter(names))
     others, known = list(base.__subclasses__()), []

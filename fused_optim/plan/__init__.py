@@ -1,1 +1,1 @@
-"""From parameters to what one launch reads. Knows no optimizer class."""
+"""The plan turns parameters into the tables that one launch reads. It knows no optimizer class."""

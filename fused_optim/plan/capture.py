@@ -3,10 +3,9 @@
 A step of such a group reads nothing back, so a CUDA graph can hold it, and each replay advances the
 step counts and follows hyperparameters that are tensors.
 
-note: [capture] What a graph reads must be where it was when it was captured, for as long as the
-graph lives. So a captured step keeps to itself: its tables are new, in the graph's own memory, and
-are copied there at each replay from pinned memory that is never given back (`upload`). Steps
-outside of the graph have tables of their own.
+note: [capture] A graph reads from the addresses that its capture saw, for as long as it lives. So a
+captured step shares no table with other steps: its tables are new, lie in the graph's own memory,
+and each replay fills them from pinned memory that is never given back (`upload`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def make_lr_tensor(group: dict[str, Any]) -> None:
 
 
 def check_capture(optimizer: Owner, pending: list) -> None:
-    """Refuse a step that can't be captured; nothing was changed.
+    """Refuse a step that can't be captured, before anything was changed.
 
     Args:
         optimizer: whose step it is.
@@ -93,7 +92,10 @@ def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
 
 @dataclasses.dataclass(slots=True)
 class DeviceRows:
-    """A bucket's tensors, by what their scalars depend on beside their own step counts."""
+    """The tensors of a capturable bucket, sorted by what their scalars depend on.
+
+    Each tensor has a step count of its own; tensors of one group and variant share the formula.
+    """
 
     known: dict[tuple[int, Hashable], tuple[list[torch.Tensor], list[TensorEntry]]] = (
         dataclasses.field(default_factory=dict)
@@ -117,8 +119,8 @@ class DeviceRows:
             for row, entry in enumerate(entries, first):
                 entry.row = row
             first += len(entries)
-            # A step that found_inf skips may leave a count at 0; its row is not used.
-            if bucket.backend == "eager":  # on a CPU, where reading back costs nothing
+            # found_inf may leave a count at 0, in a step that it skips. Nothing reads that row.
+            if bucket.backend == "eager":  # on a CPU, where reading a tensor costs nothing
                 bucket.rows += [row_of(group, max(1, int(step)), variant) for step in steps]
             else:
                 counts = torch.stack(steps).clamp(min=1).to(torch.float64)
@@ -147,7 +149,7 @@ def row_table(row: Row, count: int) -> torch.Tensor:
 
 
 def _set(column: torch.Tensor, value: Any) -> None:
-    """Write a number or tensor without a copy from the host."""
+    """Write a number or a tensor, without a copy from the host."""
     if isinstance(value, torch.Tensor):
         column.copy_(value)
     else:

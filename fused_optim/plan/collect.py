@@ -1,4 +1,4 @@
-"""From parameters to buckets: what shares a launch, and the scalars that each tensor takes."""
+"""Sorts parameters into buckets, which are launched together, and gives each tensor its scalars."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ RowKey = tuple[int, int, Hashable]
 
 
 class Kind(NamedTuple):
-    """What parameters of a group share that agree in device, dtype and dimensionality."""
+    """What follows from a parameter's group, device, dtype and number of dimensions."""
 
     key: BucketKey
     spec: tuple[state.StateTensor, ...]
-    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS; None is no key of any state
+    keys: tuple[str | None, ...]  # of the state, by STATE_FIELDS; None without a tensor
     backend: str
 
 
 def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
     """Return the parameters that a step updates, all checked.
 
-    They are checked again because they may have been replaced since they were added.
+    Each step checks them, because a user may replace a parameter after it was added.
 
     Raises:
         ValueError: a parameter can't be updated.
@@ -52,7 +52,7 @@ def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
         where = errors.place(optimizer.param_groups[group_index], group_index, index)
         checks.check_param(param, f"{name}: {where}")
         checks.check_gradient(grad, param, name, where)
-        # Kernels see memory alone.
+        # A kernel reads the memory alone, and not the bit that says that a tensor is negated.
         grad = grad.clone() if grad._is_zerotensor() else grad.resolve_neg()
         if id(param) in seen:
             raise ValueError(f"{name}: {where} is listed twice; list each parameter once")
@@ -62,7 +62,7 @@ def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
 
 
 def trained_parameters(optimizer: Owner) -> list[Pending]:
-    """Return the parameters that may get gradients, checked, each in its gradient's place too.
+    """Return the parameters that may get gradients, all checked. Each stands for its gradient too.
 
     Raises:
         ValueError: a parameter can't be updated.
@@ -86,10 +86,10 @@ def _numbered(optimizer: Owner) -> Iterator[tuple[int, int, torch.Tensor, int]]:
 
 
 def check_states(optimizer: Owner, pending: list[Pending], kinds: list[Kind]) -> None:
-    """Refuse a step or the creation of state where a parameter's state does not fit it.
+    """Refuse a parameter's state where it does not fit the parameter.
 
     Raises:
-        ValueError: nothing was changed.
+        ValueError: a state does not fit; nothing was changed.
     """
     for (group_index, index, param, _, _), kind in zip(pending, kinds, strict=True):
         found = optimizer.state.get(param)
@@ -100,7 +100,7 @@ def check_states(optimizer: Owner, pending: list[Pending], kinds: list[Kind]) ->
 
 
 def kinds(optimizer: Owner, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
-    """Return what decides on the state and bucket of each (group index, parameter)."""
+    """Return the kind of each (group index, parameter), which decides on its state and bucket."""
     known: dict[Hashable, Kind] = {}
     found = []
     for group_index, param in params:
@@ -128,7 +128,7 @@ def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
 def sorted_into_buckets(
     optimizer: Owner, pending: list[Pending], kinds: list[Kind]
 ) -> list[tuple[Bucket, TensorEntry]]:
-    """Return each pending parameter's bucket and its entry there, whose rows are not yet known.
+    """Return each pending parameter's bucket and its entry there. The entries have no rows yet.
 
     Raises:
         NotImplementedError: a capturable parameter on a GPU has no kernel; nothing was changed.
@@ -161,13 +161,13 @@ def give_rows(
     homes: list[tuple[Bucket, TensorEntry]],
     found_inf: torch.Tensor | None,
 ) -> tuple[dict[int, list[RowKey]], Callable[[], None]]:
-    """Give the buckets the rows of the step that comes, and the entries their indices.
+    """Give the buckets the rows of the coming step, and the entries the indices of their rows.
 
     Step counts on a device are advanced here, since rows are computed from them.
 
     Returns:
-        By a bucket's id, what its rows are of, with nothing for capturable buckets; and what
-        advances the other step counts, to be called once the step is made.
+        The keys of each bucket's rows, by the bucket's id (none for capturable buckets); and a
+        function that advances the step counts on the host, to be called after the step.
     """
     steps: list[torch.Tensor] = []
     counted: list[tuple[dict[str, Any], int]] = []

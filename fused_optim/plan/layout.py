@@ -67,12 +67,12 @@ def _contiguous_strides(shape: Sequence[int]) -> list[int]:
 
 
 def _significant_strides(tensor: torch.Tensor) -> list[int]:
-    """Strides of the dimensions in which there is anywhere to go."""
+    """Return the strides of the dimensions that have more than one index."""
     return [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill a piece of memory without gaps or overlaps."""
+    """Return whether the elements fill a piece of memory without gaps or overlaps."""
     step = 1
     pairs = zip(tensor.stride(), tensor.shape, strict=True)
     for stride, size in sorted((stride, size) for stride, size in pairs if size > 1):

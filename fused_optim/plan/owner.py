@@ -1,4 +1,4 @@
-"""What the plan asks of an optimizer, whatever its class."""
+"""The protocol by which the plan asks an optimizer, whatever its class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fused_optim.precision.state import StateTensor
 
 
 class Owner(Protocol):
-    """Whose parameters are updated. Groups are those of torch; ``group`` is what `settings` gives.
+    """An optimizer as the plan knows it. A ``group`` argument is what `settings` returned.
 
     Attributes:
-        param_groups: the parameters and what is particular to each group of them.
+        param_groups: torch's groups: parameters, and the options that a group has itself.
         state: each parameter's state, by `StateTensor.key`.
         backend: the name that was asked for.
     """
@@ -26,19 +26,19 @@ class Owner(Protocol):
     _family: ClassVar[str]
 
     def settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return a group's hyperparameters and options, the optimizer's where it has none."""
+        """Return a group's options and hyperparameters, the optimizer's for missing ones."""
         ...
 
     def _structure(self, group: dict[str, Any]) -> Hashable:
-        """Return what of a group decides on buckets, state and row variants."""
+        """Return the options of a group that decide on buckets, state and row variants."""
         ...
 
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
-        """Return the state of a parameter, bar what its precision mode adds."""
+        """Return a parameter's state, but for the tensor that its precision mode adds."""
         ...
 
     def _row_variant(self, group: dict[str, Any], index: int, param: torch.Tensor) -> Hashable:
-        """Return what else than group and step count a parameter's scalars depend on."""
+        """Return what a parameter's scalars depend on beside its group and its step count."""
         ...
 
     def _row(self, group: dict[str, Any], step: int | torch.Tensor, variant: Hashable) -> Row:

@@ -1,4 +1,4 @@
-"""Packing a bucket's entries and rows into the words that docs/kernel_contract.md says."""
+"""Packs a bucket's entries and rows into the words that docs/kernel_contract.md lays down."""
 
 from __future__ import annotations
 
@@ -9,13 +9,29 @@ import struct
 import torch
 
 from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
-from fused_optim.ops import FAMILIES, RECORD_SIZE, ROW_SIZE, ROWS, Family, float_fields
+from fused_optim.ops import (
+    FAMILIES,
+    RECORD_FIELDS,
+    RECORD_SIZE,
+    ROW_SIZE,
+    ROWS,
+    Family,
+    float_fields,
+)
 from fused_optim.plan import layout as plan_layout
 from fused_optim.precision import DTYPE_TAGS
 
+COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
+"""The index of each field of a record."""
+
 _ALIGNED = 1
 _VECTOR_BYTES = 16
-_LARGEST_FLOAT32 = 3.4028235677973366e38  # half an ulp beyond it, doubles round to infinity
+_LARGEST_FLOAT32 = 3.4028235677973366e38  # from here on doubles round to infinity
+
+
+def columns(*names: str) -> list[int]:
+    """Return the indices of a record's fields."""
+    return [COLUMN[name] for name in names]
 
 
 @dataclasses.dataclass(slots=True)
@@ -23,7 +39,7 @@ class Packed:
     """A bucket's records on the host.
 
     Attributes:
-        records: ``[tensors, 24]`` int64; the ``layout`` and ``scratch`` fields are 0 as yet.
+        records: ``[tensors, 24]`` int64; the ``layout`` and ``scratch`` fields are still 0.
         blocks: the layout blocks.
         block_of: for each layout block, the record that it belongs to.
         aligned_but_grad: ``[tensors]``, 1 where only the gradient's address may rule out vectors.
@@ -36,13 +52,13 @@ class Packed:
 
 
 def per_element(entry: TensorEntry, family: Family) -> list[torch.Tensor | None]:
-    """Return the tensors of fields 0 to 5 that have one element for each of the parameter's."""
+    """Return the tensors of fields 0 to 5 that have as many elements as the parameter."""
     moments = [entry.exp_avg_sq, entry.max_exp_avg_sq] if family.elementwise else [None, None]
     return [entry.param, entry.grad, entry.exp_avg, *moments, entry.extra]
 
 
 def order_matters(entry: TensorEntry, family: Family, mode: str) -> bool:
-    """Return whether results depend on which logical element a kernel takes a value for."""
+    """Return whether a kernel's results depend on the logical index of an element."""
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     rounds = any(t is not None and t.dtype is torch.bfloat16 for t in moments)
     return rounds or mode == "stochastic" or (not family.elementwise and entry.param.dim() > 1)
@@ -93,7 +109,7 @@ def pack_rows(rows: list) -> bytes:
 
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int, int]:
-    """Return the (batch, rows, cols) that Adafactor sees a parameter as."""
+    """Return the shape ``(batch, rows, cols)`` in which Adafactor reads a parameter."""
     if len(shape) < 2:
         return 1, 1, shape.numel()
     return shape[:-2].numel(), shape[-2], shape[-1]

@@ -1,10 +1,10 @@
 """The steady state: a step whose tensors are those of the step before.
 
-Walking a thousand parameters in Python costs milliseconds, so what a step found out is kept: as
-identities and addresses, with weak references at most. The next step compares, by calls that loop
-in C, and where all is as it was, kernels need but new gradient addresses and rows, and eager its
-entries. Any difference, however small, sends it the long way, which also finds the right words for
-errors.
+Walking a thousand parameters in Python costs milliseconds. So a step leaves a memory of its tensors
+behind: their identities and addresses, and at most weak references. The next step compares its
+tensors with that memory, by calls that loop in C. Where nothing differs, kernels need new gradient
+addresses and rows alone, and eager new entries. Any difference makes the step collect its tensors
+anew, which also finds the words for an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _shape = attrgetter("shape")
 
 
 def increment_versions(tensors: list[torch.Tensor]) -> None:
-    """Tell autograd that tensors were written to, which a kernel given addresses does not."""
+    """Tell autograd that tensors were written to. A kernel has addresses alone, and can't."""
     try:
         torch.autograd.graph.increment_version(tensors)
     except (
@@ -65,7 +65,7 @@ class _KnownBucket:
 
 
 class Steady:
-    """What the last step found, to be compared with what the next one finds."""
+    """What the next step compares itself with: the last one's tensors, groups and step counts."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Steady:
 
     @staticmethod
     def holds_for(pending: list[Pending], kinds: list[Kind]) -> bool:
-        """Return whether a step may be remembered: all tensors are plain ones, steps numbers."""
+        """Return whether a step may be remembered: its tensors are plain, its counts numbers."""
         plain = (torch.nn.Parameter, torch.Tensor)
         return all(type(param) in plain for _, _, param, _, _ in pending) and not any(
             kind.key.capturable for kind in kinds
@@ -126,7 +126,7 @@ class Steady:
         settings: Sequence[dict[str, Any]],
         run: Callable[[list[Work]], None],
     ) -> bool:
-        """Make a step and return True, or False if anything is not as it was; nothing is changed.
+        """Make a step and return True; or return False, and change nothing, if anything differs.
 
         Args:
             optimizer: whose step it is.
@@ -136,7 +136,7 @@ class Steady:
         try:
             found = self._unchanged(optimizer, settings)
         except (TypeError, RuntimeError, AttributeError, KeyError):
-            return False  # a gradient or state that is missing, sparse or no tensor
+            return False  # a gradient or a state is missing, sparse or no tensor
         if found is None:
             return False
         params, grads, states, written = found
@@ -171,7 +171,7 @@ class Steady:
     def _unchanged(
         self, optimizer: Owner, settings: Sequence[dict[str, Any]]
     ) -> tuple[list, list, list, list] | None:
-        """Return what is updated: parameters, gradients, states, and what kernels write to."""
+        """Return parameters, gradients, states and the tensors that kernels write to, or None."""
         params = self._found_params(optimizer, settings)
         if params is None:
             return None
@@ -185,7 +185,7 @@ class Steady:
         states = _states_of(optimizer, params)
         if not (
             list(map(_data_ptr, params)) == self._params
-            # Not implied by the gradients': p.grad_dtype and `p.data = ...` let them differ.
+            # A gradient's dtype does not tell: p.grad_dtype and `p.data = ...` let the two differ.
             and list(map(_dtype, params)) == self._param_dtypes
             and list(map(_shape, params)) == self._shapes
             and not any(map(_is_neg, grads))
@@ -204,11 +204,11 @@ class Steady:
             written = written + tensors
         addresses = list(map(_data_ptr, grads))
         if addresses.count(0) != self._freed:
-            return None  # the memory of a gradient is gone
+            return None  # the memory of a gradient was freed
         if addresses != self._grads and any(
             map(checks.memory_missing, compress(grads, map(_offset, grads)))
         ):
-            return None  # likewise, of a view: its address is its offset
+            return None  # the same of a view, whose address is then its offset
         self._take_gradients(addresses)
         if all(known.plan is None for known in self._buckets):
             written = []  # torch's own operators count what they write
@@ -217,7 +217,7 @@ class Steady:
     def _found_params(
         self, optimizer: Owner, settings: Sequence[dict[str, Any]]
     ) -> list[torch.Tensor] | None:
-        """Return the parameters that the last step updated, if the groups are what they were."""
+        """Return the parameters that the last step updated, or None if the groups differ."""
         groups = optimizer.param_groups
         if len(groups) != len(self._groups):
             return None
@@ -265,7 +265,7 @@ def _has_gradient(param: torch.Tensor) -> bool:
 
 
 def _states_of(optimizer: Owner, params: list[torch.Tensor]) -> list[dict | None]:
-    """Return the parameters' states. Looking a tensor up costs more than comparing it."""
+    """Return the parameters' states: in order where the dict has that order, else by lookup."""
     state = optimizer.state
     if len(state) == len(params) and all(map(is_, state, params)):
         return list(state.values())
@@ -275,8 +275,9 @@ def _states_of(optimizer: Owner, params: list[torch.Tensor]) -> list[dict | None
 class _Column:
     """The tensors that states hold under one key, known by their ids and addresses.
 
-    While a tensor lives no other has its id, so weak references watch that all of them do. Its
-    memory may move all the same (``tensor.data = ...``, ``set_``, a storage that is resized).
+    No other tensor has a tensor's id while it lives, and weak references tell when one dies. The
+    memory of a living tensor may move (``tensor.data = ...``, ``set_``, a resized storage), so
+    addresses are compared too.
     """
 
     __slots__ = ("_addresses", "_dead", "_ids", "_key", "_refs", "_there")
@@ -284,14 +285,14 @@ class _Column:
     def __init__(self, key: str, values: list[Any], there: list[bool]) -> None:
         tensors = list(compress(values, there))
         self._key = key
-        self._there = None if all(there) else there  # which parameters have one
+        self._there = None if all(there) else there  # which parameters have such a tensor
         self._ids = list(map(id, tensors))
         self._addresses = list(map(_data_ptr, tensors))
         self._dead: list[weakref.ref] = []
         self._refs = [weakref.ref(tensor, self._dead.append) for tensor in tensors]
 
     def same_in(self, states: list[dict]) -> list[torch.Tensor] | None:
-        """Return the tensors that states hold now, if they are the ones known."""
+        """Return the tensors that states hold now, or None if any of them is another one."""
         key = self._key
         having = states if self._there is None else compress(states, self._there)
         tensors = [state[key] for state in having]

@@ -1,4 +1,4 @@
-"""The launch plan: a bucket as the device tables that GPU kernels read.
+"""The launch plan, which turns a bucket into the device tables that kernels read.
 
 A plan packs the tensor records, rows and maps of docs/kernel_contract.md and keeps them on the
 device from step to step. It holds addresses and sizes, and no parameter, gradient or state.
@@ -13,26 +13,15 @@ from typing import Any
 import torch
 
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Shape, Tables
-from fused_optim.ops import RECORD_FIELDS, RECORD_SIZE, ROW_SIZE
+from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Tables
+from fused_optim.ops import RECORD_SIZE, ROW_SIZE
+from fused_optim.plan import maps, upload
 from fused_optim.plan import records as plan_records
-from fused_optim.plan import upload
+from fused_optim.plan.records import COLUMN, columns
 from fused_optim.precision import DTYPE_TAGS
 
-_COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
-
-
-def _columns(*names: str) -> list[int]:
-    return [_COLUMN[name] for name in names]
-
-
-_SIZES = _columns("batch", "rows", "cols", "numel")
-_LOCAL, _WHOLE = (
-    _columns("numel", "rows", "cols"),
-    _columns("global_numel", "global_rows", "global_cols"),
-)
-_MOMENT_DTYPES = _columns("exp_avg_dtype", "exp_avg_sq_dtype")
-_DERIVED_FROM = [*_SIZES, *_WHOLE, *_MOMENT_DTYPES]
+_MOMENT_DTYPES = columns("exp_avg_dtype", "exp_avg_sq_dtype")
+_DERIVED_FROM = [*maps.SIZES, *maps.WHOLE, *_MOMENT_DTYPES]
 
 
 class Plan:
@@ -41,7 +30,7 @@ class Plan:
     Attributes:
         key: the bucket's.
         backend: the name of the backend that reads them.
-        host: what the device's records are, on the host.
+        host: a copy of the records on the host.
         records: int64 ``[tensors, 24]`` on the device.
         rows: int32 ``[rows, 16]`` on the device.
         scratch_numel: float32 of scratch that the records' ``scratch`` fields span.
@@ -55,15 +44,15 @@ class Plan:
         self.rows = torch.empty(0, ROW_SIZE, dtype=torch.int32, device=key.device)
         self.scratch_numel = 0
         self._packed_rows = b""
-        self._blocks: list[list[int]] = []  # layout blocks, as on the device
+        self._blocks: list[list[int]] = []  # the layout blocks that the device has
         self._device_blocks: torch.Tensor | None = None
         self._derived: dict[Hashable, Any] = {}
         self._scratch: torch.Tensor | None = None
         self._scratch_size: Counts | None = None
         self._streams: set[int] = set()
-        self._ready: dict[tuple[str, bool], Tables] = {}  # by op and whether sums are wanted
-        self._seed = 0  # of the ready tables
-        # Whether all addresses of a record but the gradient's allow vector loads.
+        self._ready: dict[tuple[str, bool], Tables] = {}  # by op and sums_wanted
+        self._seed = 0  # that the ready tables have
+        # 1 for a record whose addresses, apart from the gradient's, allow vector loads.
         self._aligned_but_grad = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def pack(self, bucket: Bucket) -> None:
@@ -77,7 +66,7 @@ class Plan:
                 self._device_blocks = upload.uploaded(blocks, self.key.device)
             base, size = self._device_blocks.data_ptr(), 8 * len(packed.blocks[0])
             for number, index in enumerate(packed.block_of):
-                records[index, _COLUMN["layout"]] = base + number * size
+                records[index, COLUMN["layout"]] = base + number * size
         else:
             self._device_blocks = None
         self._blocks = packed.blocks
@@ -136,7 +125,7 @@ class Plan:
         )
 
     def uploaded_bytes(self) -> int:
-        """Return an upper bound of what a new plan of the same bucket copies to the device."""
+        """Return how many bytes a new plan of the same bucket copies to the device, at most."""
         maps = [value for value in self._derived.values() if isinstance(value, torch.Tensor)]
         tables = [self.records, self.records, *maps]
         if self._device_blocks is not None:
@@ -159,7 +148,7 @@ class Plan:
         """Bring the gradients' addresses up to ``addresses``, int64 ``[tensors]`` on the host."""
         aligned = self._aligned_but_grad * ((addresses & 15) == 0)
         for name, values in (("grad", addresses), ("flags", aligned)):
-            column = _COLUMN[name]
+            column = COLUMN[name]
             if not torch.equal(self.host[:, column], values):
                 upload.upload_(self.records[:, column], values)
                 self.host[:, column] = values
@@ -167,7 +156,7 @@ class Plan:
     def used_on(self, stream: Any) -> None:
         """Keep the tables' memory until the kernels of a CUDA stream are done with it.
 
-        Memory that is dropped goes back to the stream it came from, which knows of no other.
+        The allocator gives freed memory to the stream that it came from, and waits for no other.
         """
         self._streams.add(stream.cuda_stream)
         if len(self._streams) == 1:
@@ -178,7 +167,7 @@ class Plan:
                 upload.record_stream(tensor, stream)
 
     def _lay_out_scratch(self, size: Counts) -> None:
-        """Give every tensor its part of the scratch buffer, where that was not done before."""
+        """Give every tensor its part of the scratch buffer, unless it has that part already."""
         if self._scratch_size is size:
             return
         self._scratch_size = size
@@ -188,8 +177,11 @@ class Plan:
         self._send_records(records)
 
     def _map(self, name: str, counts: Counts) -> torch.Tensor:
-        """Return int32 ``[sum(counts), 2]`` of (tensor, 0 .. count - 1), kept while shapes last."""
-        return self._fact((name, counts), lambda: self._new_map(_counted(self.host, counts)))
+        """Return int32 ``[sum(counts), 2]`` of (tensor, 0 .. count - 1), until shapes change."""
+        device = self.key.device
+        return self._fact(
+            (name, counts), lambda: upload.uploaded(maps.packed(self.host, counts), device)
+        )
 
     def _fact(self, key: Hashable, find: Any) -> Any:
         """Return ``find()``, kept until shapes or dtypes change."""
@@ -202,7 +194,7 @@ class Plan:
         return self.key.mode == "stochastic" or bool(moments.any())
 
     def _some_empty(self) -> bool:
-        return bool((self.host[:, _COLUMN["numel"]] == 0).any())
+        return bool((self.host[:, COLUMN["numel"]] == 0).any())
 
     def _scratch_memory(self, numel: int) -> torch.Tensor:
         if self._scratch is None or self._scratch.numel() < numel:
@@ -210,25 +202,17 @@ class Plan:
         return self._scratch
 
     def _forget_shapes(self, records: torch.Tensor) -> None:
-        """Drop what was derived from shapes and dtypes that ``records`` no longer has."""
+        """Drop what was derived from shapes and dtypes, where those of ``records`` differ."""
         if not torch.equal(self.host[:, _DERIVED_FROM], records[:, _DERIVED_FROM]):
             self._derived.clear()
             self._scratch = None
 
-    def _new_map(self, counts: list[int]) -> torch.Tensor:
-        count = torch.tensor(counts, dtype=torch.int64, device="cpu")
-        tensor = torch.repeat_interleave(torch.arange(len(count), device="cpu"), count)
-        first = torch.cumsum(count, 0) - count
-        within = torch.arange(len(tensor), device="cpu") - first[tensor]
-        host = torch.stack([tensor, within], 1).to(torch.int32)
-        return upload.uploaded(host, self.key.device)
-
     def _set_scratch(self, records: torch.Tensor) -> None:
-        # Whole sectors of 128 bytes, so that neighbours never share one.
-        sizes = [(size + 31) // 32 * 32 for size in _counted(records, self._scratch_size)]
+        # A tensor's part is a number of whole 128-byte lines, so that no two tensors share one.
+        sizes = [(size + 31) // 32 * 32 for size in maps.counted(records, self._scratch_size)]
         sizes = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         ends = torch.cumsum(sizes, 0)
-        records[:, _COLUMN["scratch"]] = ends - sizes
+        records[:, COLUMN["scratch"]] = ends - sizes
         self.scratch_numel = int(ends[-1]) if len(ends) else 0
 
     def _send_records(self, records: torch.Tensor) -> None:
@@ -243,14 +227,6 @@ class Plan:
                 for column in changed:
                     upload.upload_(self.records[:, column], records[:, column].contiguous())
         self.host = records
-
-
-def _counted(records: torch.Tensor, counts: Counts) -> list[int]:
-    sharded = not torch.equal(records[:, _LOCAL], records[:, _WHOLE])
-    return [
-        counts(Shape(batch, rows, cols, sharded)) if numel else 0
-        for batch, rows, cols, numel in records[:, _SIZES].tolist()
-    ]
 
 
 def _value(given: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:

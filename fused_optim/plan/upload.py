@@ -1,4 +1,4 @@
-"""Getting packed tables onto a device: staging copies and the constants that stand for absence."""
+"""Copies packed tables to a device, and keeps the constants that stand for absent arguments."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 uploads = 0
-"""Copies to a device made so far; tests read it to see that a steady step makes few."""
+"""How many copies to a device were made; tests read that a steady step makes few."""
 
 STAGING_UNIT = 64
-"""Bytes: pieces of the memory reserved for captures begin at multiples of it."""
+"""Bytes. Pieces of the memory that is reserved for captures begin at multiples of this."""
 
 _reserve: list[torch.Tensor] = []  # pinned, for the next capture: one block, or none yet
 _captured: list[
@@ -27,9 +27,9 @@ def capturing() -> bool:
 def upload_(target: torch.Tensor, host: torch.Tensor) -> None:
     """Copy ``host`` into ``target`` on the current stream, without waiting for it.
 
-    The staging memory is fresh for every copy. torch's pinned allocator hands it out again only
-    when the copy is done: a non-blocking copy leaves an event on it. A captured copy reads its
-    staging memory at each replay, so that is never given back.
+    Every copy has staging memory of its own. A non-blocking copy leaves an event on that memory,
+    and torch's pinned allocator hands it out again only when the copy is done. A captured copy
+    reads its staging memory at each replay, so such memory is never given back.
     """
     global uploads
     uploads += 1
@@ -49,7 +49,7 @@ def reserve_for_capture(numbytes: int) -> None:
 
 
 def _staged_for_ever(host: torch.Tensor) -> torch.Tensor:
-    """Return a copy of ``host`` in memory that was reserved, and is kept from now on."""
+    """Return a copy of ``host`` in reserved memory, which is kept for ever."""
     if not _reserve or _reserve[0].numel() < host.nbytes:
         raise RuntimeError(
             "there is no pinned memory for the tables of a captured step; run a step of the same "
@@ -63,20 +63,20 @@ def _staged_for_ever(host: torch.Tensor) -> torch.Tensor:
 
 
 def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a new tensor on ``device`` that holds what ``host`` does."""
+    """Return a new tensor on ``device`` with the values of ``host``."""
     target = torch.empty(host.shape, dtype=host.dtype, device=device)
     upload_(target, host)
     return target
 
 
 def record_stream(tensor: torch.Tensor, stream: Any) -> None:
-    """Have a tensor's memory outlive what ``stream`` does with it by now."""
+    """Keep a tensor's memory until ``stream`` has done the work that it was given so far."""
     if tensor.device.type != "cpu":
         tensor.record_stream(stream)
 
 
 def constant(value: float, device: torch.device) -> torch.Tensor:
-    """Return a float32 ``[1]`` tensor of ``value``, the same one at every call but in captures."""
+    """Return a float32 ``[1]`` tensor of ``value``: always the same one, except in captures."""
     return (_constant.__wrapped__ if capturing() else _constant)(value, device)
 
 

@@ -1,4 +1,4 @@
-"""One bucket's way through the ops of a step: on its tensors, or on the tables of its plan."""
+"""Runs the ops of a step on one bucket: on its tensors, or on the tables of its plan."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fused_optim.plan.tables import Plan
 
 
 class Work:
-    """What is updated together.
+    """A bucket in a step: tensors that are updated together.
 
     Attributes:
-        key: what its tensors have in common.
+        key: the bucket's.
         bucket: the tensors; None in a steady step of a backend that has their tables.
         plan: the tables; None where the eager backend works on the tensors themselves.
     """
@@ -33,8 +33,8 @@ class Work:
         try:
             return getattr(dispatch.load(name), op)(self.plan.tables(op, launch), launch)
         except OSError as error:
-            # Triton's cache is a folder, and may fail like one: before anything ran, and, as an
-            # update's kernels are compiled together, before anything of this update did.
+            # Triton's cache is a folder, and access to it may fail. That happens before a kernel
+            # runs; and before the first of an update, whose kernels are compiled together.
             if name != "triton" or self.bucket is None or self.key.capturable:
                 raise
             dispatch.give_up("triton", error)
@@ -42,5 +42,5 @@ class Work:
             return self.run(op, launch)
 
     def written(self) -> list[torch.Tensor]:
-        """Return the tensors that kernels wrote to; torch's own operators count what they write."""
+        """Return the tensors that kernels wrote to. torch counts what its own operators write."""
         return [] if self.plan is None else self.bucket.written()

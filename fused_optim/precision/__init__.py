@@ -1,4 +1,4 @@
-"""Which precision a parameter trains in, and how its numbers are stored. Knows no backend."""
+"""Precision modes: how numbers are stored and rounded. Nothing here knows a backend."""
 
 from fused_optim.precision.modes import (
     DTYPE_TAGS,

@@ -1,4 +1,4 @@
-"""Which tensors can be updated, and by which gradients: kinds, dtypes, shapes and memory."""
+"""Checks that tensors can be updated, and by their gradients: kinds, dtypes, shapes and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fused_optim.precision import modes
 
 
 def trains(param: torch.Tensor) -> bool:
-    """Return whether a parameter is to be updated: frozen and lazy ones are not, as yet."""
+    """Return whether a parameter can be updated now; frozen and lazy ones can't."""
     return param.requires_grad and not torch.nn.parameter.is_lazy(param)
 
 
@@ -40,12 +40,12 @@ def check_param(param: torch.Tensor, where: str) -> None:
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Return whether a tensor is a DTensor, whose shape is not that of its memory here."""
+    """Return whether a tensor is a DTensor, whose memory here may be a part of its shape."""
     return hasattr(tensor, "device_mesh")
 
 
 def memory_fault(tensor: torch.Tensor) -> str | None:
-    """Return what is wrong with the memory of a dense tensor that is written to, or None."""
+    """Return the fault of a dense tensor's memory that forbids writing to it, or None."""
     if overlaps(tensor):
         return (
             f"has elements that share memory (strides {tensor.stride()} for shape "
@@ -55,7 +55,7 @@ def memory_fault(tensor: torch.Tensor) -> str | None:
 
 
 def memory_missing(tensor: torch.Tensor) -> str | None:
-    """Return how far a dense tensor reaches beyond its memory, which somebody freed, or None."""
+    """Return how far a dense tensor reaches beyond its storage, which somebody shrank, or None."""
     if tensor.numel() == 0:
         return None
     last = sum(st * (size - 1) for st, size in zip(tensor.stride(), tensor.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Moving tensors between their storage and the registers of the update math.
+"""Moves tensors between their storage and the registers of the update math.
 
 Tensors are walked in blocks that fit in cache, so a step's temporaries stay small whatever the
 parameter's size. A block is a view: writing to it writes to the tensor.
@@ -14,14 +14,14 @@ import torch
 
 from . import rounding
 
-# Elements per block. On CPU a block's registers stay in the last cache and its operators outweigh
-# Python; elsewhere launches are what costs.
+# Elements per block. On a CPU the registers of a block fit in the last cache, and its operators
+# take longer than Python. Elsewhere larger blocks save kernel launches.
 _BLOCK = {"cpu": 1 << 19}
 _BLOCK_ELSEWHERE = 1 << 22
 
 
 def block_size(device: torch.device) -> int:
-    """Return how many elements of a tensor on ``device`` to work on at a time."""
+    """Return how many elements of a tensor on ``device`` make up a block."""
     return _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
 
 
@@ -30,7 +30,7 @@ def blocks(
 ) -> Iterator[tuple[int, list[torch.Tensor | None]]]:
     """Yield (logical index of the first element, matching blocks) of equally shaped tensors.
 
-    Any strides will do; None stays None. The first tensor may not be None.
+    Tensors may have any strides. None stays None, but the first tensor can't be None.
     """
     shape, device = tensors[0].shape, tensors[0].device
     if shape.numel() == 0:
@@ -79,7 +79,7 @@ def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.
         high = param.contiguous().view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
         value = high.add_(extra.view(torch.int16)).view(torch.float32)
         if not _surely_finite(value):
-            # No float rounds to such a pair: the remainder belongs to a value since overwritten.
+            # No float32 value has such a pair. The remainder is that of a value overwritten since.
             value = torch.where(torch.isnan(value), param.float(), value)
         return value
     if mode == "master":
@@ -90,7 +90,7 @@ def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.
 def _unless_overwritten(
     value: torch.Tensor, shown: torch.Tensor, param: torch.Tensor
 ) -> torch.Tensor:
-    """Return ``value`` where the parameter still is its rounding, ``shown``, else the parameter."""
+    """Return ``value`` where the parameter equals its rounding, ``shown``; else the parameter."""
     same = [t.contiguous().view(torch.int16) for t in (shown, param)]
     if param.device.type == "cpu" and torch.equal(*same):
         return value
@@ -98,10 +98,10 @@ def _unless_overwritten(
 
 
 def _surely_finite(x: torch.Tensor) -> bool:
-    """Return whether ``x`` is known to have no NaN, which is asked only where the answer is cheap.
+    """Return whether ``x`` is known to have no NaN; False where finding out is expensive.
 
-    Masks take a CPU longer than the arithmetic around them, and a device would have to be waited
-    for.
+    Masks take a CPU longer than the arithmetic around them. For a device's answer the host would
+    have to wait.
     """
     return x.device.type == "cpu" and math.isfinite(x.sum())
 
@@ -135,10 +135,10 @@ def encode_(
 
 
 def _compensation(shown: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return what the 16-bit parameter ``shown`` lacks of ``value``, as far as 16 bits hold it.
+    """Return the difference of ``value`` and the 16-bit parameter ``shown``, rounded to 16 bits.
 
-    The compensation may round up to half an ulp of the parameter, a tie that decoding would take
-    for an external write. It is then the next value towards zero.
+    A compensation that rounds up to half an ulp of the parameter would be a tie, which decoding
+    takes for an external write. The next value towards zero is stored instead.
     """
     lost = (value - shown.float()).to(shown.dtype)
     if not _surely_finite(lost):
@@ -148,7 +148,7 @@ def _compensation(shown: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def round_master(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a parameter of ``dtype`` shows of its float32 master."""
+    """Return the parameter of ``dtype`` that stands for a float32 master: its rounding."""
     if dtype is torch.bfloat16:
         return rounding.round_half_away(value)
     return value.to(dtype)
@@ -162,7 +162,7 @@ def store_moment_(
     moment: torch.Tensor, value: torch.Tensor, stream: int, draw: Draw, first: int
 ) -> None:
     """Store a moment block: as it is, to nearest (float16), or stochastically (bfloat16)."""
-    if value is moment:  # float32: the registers are the storage
+    if value is moment:  # a float32 moment was updated in its storage
         return
     if moment.dtype is torch.bfloat16:
         r = draw.halves(stream, first, moment)

@@ -1,7 +1,7 @@
-"""Float32 weights out of a 16-bit model and back in: parameters with what their mode keeps beside.
+"""Exports the float32 weights of a 16-bit model, and loads them.
 
-A 16-bit parameter shows the rounding of a float32 value; the optimizer keeps the rest of it. A
-model's own ``state_dict`` has the rounding alone.
+A 16-bit parameter is the rounding of a float32 value, and the optimizer keeps the rest. A model's
+own ``state_dict`` has the rounding alone.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Float32Weights:
                     f"load_fp32_state_dict: {name!r} has shape {given} in the state dict and "
                     f"{needed} in the model; load a state of the same model"
                 )
-        self.init_state()  # first, for it refuses state that does not fit
+        self.init_state()  # first, as this refuses state that does not fit
         incompatible = model.load_state_dict(state_dict, strict=strict)
         for name, param in targets.items():
             _store_(param, self.state.get(param, {}), modes[id(param)], state_dict[name])
@@ -142,14 +142,16 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
 
 def _mode_of(optimizer: Any, group: dict[str, Any], param: torch.Tensor) -> str:
     if not param.requires_grad and not optimizer.state.get(param):
-        return "nearest" if param.dtype in modes.SIXTEEN_BIT else "none"  # frozen, of any dtype
+        return (
+            "nearest" if param.dtype in modes.SIXTEEN_BIT else "none"
+        )  # a frozen parameter of any dtype
     return modes.resolve_mode(optimizer.settings(group)["low_precision"], param.dtype)
 
 
 def _full_value(
     param: torch.Tensor, kept: dict[str, Any], mode: str, device: torch.device | str | None
 ) -> torch.Tensor:
-    """Return the value that a parameter and its state stand for, in its math dtype."""
+    """Return the value of a parameter and its state, in its math dtype."""
     param = param.detach()
     if mode == "none":
         return param if device is None else param.to(device)
@@ -162,11 +164,11 @@ def _full_value(
 
 def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.Tensor) -> None:
     """Make a parameter and its extra state stand for ``value``, as nearly as the mode can."""
-    if mode == "stochastic":  # there is no step to draw for
+    if mode == "stochastic":  # no step has random bits for this
         mode = "nearest"
     key = modes.extra_state(mode, param.dtype)
     extra = None if key is None else kept.get(key[0])
-    if extra is None and key is not None:  # a parameter that was frozen before it had any
+    if extra is None and key is not None:  # the parameter was frozen before it had state
         mode = "nearest"
     for first, (block, source, beside) in encoding.blocks([param.detach(), value, extra]):
         source = source.to(param.device, modes.math_dtype(param.dtype))

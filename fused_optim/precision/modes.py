@@ -1,4 +1,4 @@
-"""Which precision a parameter trains in: modes, the state they need, and its bytes.
+"""The precision modes: their names, and the dtypes of the state that each needs.
 
 A 16-bit parameter holds too few bits to accumulate small updates. Each mode here is a way to keep
 (or, for ``nearest``, not to keep) the float32 value that the update acts on.
@@ -23,7 +23,7 @@ SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 """Dtypes of parameters that have a precision mode."""
 
 REMAINDER_DTYPE = torch.bfloat16
-"""Dtype that a remainder's 16 bits are kept in, read as the bits of an int16.
+"""Dtype in which the 16 bits of a remainder, an int16, are kept.
 
 No backend of torch.distributed sends int16, and much code casts state to its parameter's dtype.
 Bits in the parameter's own dtype pass through both unchanged.

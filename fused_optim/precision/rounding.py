@@ -1,6 +1,6 @@
-"""Rounding float32 to 16 bits, by integer arithmetic on the bits (kernel contract, section 8).
+"""Rounds float32 to 16 bits, by integer arithmetic on the bits (kernel contract, section 8).
 
-Bit patterns travel as int32 tensors, whose shifts are arithmetic: the low 16 bits are what counts.
+Bit patterns are int32 tensors. A right shift copies the sign, so only low bits of it are used.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ MOMENT_STREAMS = (1, 2, 3)  # exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
 def bits_of(x: torch.Tensor) -> torch.Tensor:
-    """Return the int32 bits of float32 ``x``, every NaN made the canonical one first."""
-    # Replacing NaN by Python's is one pass, and its bits are 0x7fc00000; masks are much slower.
+    """Return the int32 bits of float32 ``x``; those of any NaN are the canonical NaN's."""
+    # Python's NaN has the bits 0x7fc00000. Putting it in takes one pass; masks are much slower.
     x = torch.nan_to_num(x.contiguous(), nan=math.nan, posinf=math.inf, neginf=-math.inf)
     return x.view(torch.int32)
 
 
 def _bf16_from_high_half(bits: torch.Tensor) -> torch.Tensor:
-    """Return what the high halves show; ``bits`` are no more afterwards."""
+    """Return the high halves of ``bits`` as bfloat16 numbers; ``bits`` are overwritten."""
     return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
 
 
 def round_half_away(x: torch.Tensor) -> torch.Tensor:
-    """Round float32 ``x`` to bfloat16, ties away from zero. With the low half, a bijection."""
+    """Round float32 ``x`` to bfloat16, ties away from zero. Result and low half determine ``x``."""
     return _bf16_from_high_half(bits_of(x).add_(0x8000))
 
 
 def round_stochastic(x: torch.Tensor, dtype: torch.dtype, r: torch.Tensor) -> torch.Tensor:
-    """Round float32 ``x`` to ``dtype``, up with the probability that keeps the mean.
+    """Round float32 ``x`` up or down to ``dtype``, with the probabilities that keep the mean.
 
     Args:
         x: float32, any shape.
@@ -50,9 +50,9 @@ def _round_stochastic_fp16(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     normal = ((magnitude + (r >> 3)) & ~0x1FFF).view(torch.float32)
     normal = torch.where(normal >= 65536.0, torch.inf, normal)  # NaN compares false and stays
 
-    # Below 2^-14 results are multiples of 2^-24: M >> s counts them.
+    # Below 2^-14 a result is a multiple of 2^-24: M >> s says which.
     exponent = (magnitude >> 23).clamp(min=1)
-    significand = magnitude - ((exponent - 1) << 23)  # implicit bit included
+    significand = magnitude - ((exponent - 1) << 23)  # with its implicit bit
     s = 126 - exponent
     near = (significand + (r >> (16 - s).clamp(min=0))) >> s.clamp(max=16)
     far = ((significand >> (s - 16).clamp(0, 24)) + r) >> 16
@@ -90,9 +90,9 @@ def random_halves(
 def _philox4x32(groups: torch.Tensor, step: int, stream: int, key0: int, key1: int) -> torch.Tensor:
     """Return ``[groups, 4]``: ten rounds of Philox4x32 (Salmon et al., SC 2011).
 
-    Words are the low halves of int64. What lies above them matters to nothing but products and is
-    cleared where those are next. The low 64 bits of a product are the same signed and unsigned, so
-    int64 may overflow here.
+    A word is the low half of an int64. The high half matters to products alone, and is cleared
+    before each of them. The low 64 bits of a product are the same signed and unsigned, so int64
+    may overflow here.
     """
     c0, c1 = groups & _LOW_32, groups >> 32
     c2, c3 = torch.full_like(groups, step), torch.full_like(groups, stream)

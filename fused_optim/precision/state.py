@@ -1,4 +1,4 @@
-"""The tensors an optimizer keeps per parameter: what they look like, and how they come to be."""
+"""The tensors that an optimizer keeps for each parameter: their shapes, dtypes and creation."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class StateTensor:
         key: in ``optimizer.state[p]``.
         field: of the `fused_optim.backends.interface.TensorEntry` that hands it to a backend.
         dtype: of its storage.
-        kind: a key of the table above: its shape, from the parameter's.
+        kind: a key of the table above, which gives the shape.
         needed: whether a saved state without it is incomplete.
-        may_begin_late: whether zeros are right for a parameter that has made steps without it, as
-            where an option was turned on in the middle of training.
+        may_begin_late: whether the tensor may begin as zeros after the parameter has made steps,
+            for example because an option was turned on in the middle of training.
     """
 
     key: str
@@ -77,9 +77,9 @@ class StateTensor:
         return value.to(device=param.device, dtype=self.dtype)
 
     def check(self, value: Any, param: torch.Tensor) -> None:
-        """Refuse a value that an update of ``param`` could not be given.
+        """Refuse a value that no update of ``param`` could read.
 
-        Another dtype or device is no fault: `ensure` brings the tensor to the right one.
+        Another dtype or device is no fault, as `ensure` converts the tensor.
 
         Raises:
             ValueError: ``value`` is no dense tensor of real numbers in this tensor's shape, with
@@ -119,8 +119,8 @@ def check(
 ) -> None:
     """Refuse a parameter's state that a step could not use; changes nothing.
 
-    What was loaded has been checked, but anyone may have replaced state or parameter since. A
-    ``capturable`` parameter's step count is the device's and not read.
+    Loading has checked the state, but a user may have replaced state or parameter since. The step
+    count of a ``capturable`` parameter is on the device, and is not read.
 
     Raises:
         ValueError: a tensor does not fit the parameter, the step count is no count, or a moment is
@@ -171,7 +171,7 @@ def ensure(
         elif value.dtype is not tensor.dtype or value.device != param.device:
             state[tensor.key] = tensor.converted(value, param)
         elif value.is_inference() and not torch.is_inference_mode_enabled():
-            state[tensor.key] = value.clone()  # which may be written to outside of that mode
+            state[tensor.key] = value.clone()  # which can be written to outside inference mode
     for key in _MODE_OF_KEY:
         if key in state and not any(tensor.key == key for tensor in spec):
             del state[key]
@@ -186,7 +186,7 @@ def held_extra(
     ``"nearest"`` with None where there is no extra state.
     """
     held = {other: key for key, other in _MODE_OF_KEY.items() if key in state}
-    if param.dtype is torch.float16:  # a bfloat16 run's remainder says nothing here
+    if param.dtype is torch.float16:  # a bfloat16 parameter's remainder means nothing here
         held.pop("split", None)
     if mode not in held:
         mode = next(iter(held), "nearest")
@@ -196,8 +196,8 @@ def held_extra(
 def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str) -> None:
     """Remove a mode's extra state from a loaded ``state`` that has another mode's too.
 
-    torch.distributed.checkpoint creates state before it loads, and puts what the dict has beside
-    it. An extra that was just created says no more than the parameter; the dict's own does.
+    torch.distributed.checkpoint creates state before it loads, and adds the dict's state to it.
+    The created extra state holds no more than the parameter does; the dict's may hold more.
     """
     held = {other: key for key, other in _MODE_OF_KEY.items() if key in state}
     if mode not in held or len(held) == 1:
@@ -210,13 +210,13 @@ def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str
 
 
 def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    """Return new extra state for a parameter: from another mode's if there is one."""
+    """Return new extra state for a parameter, converted from another mode's if there is any."""
     extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
     held, old = held_extra(param, state, mode)
     for first, (block, new, previous) in encoding.blocks([param.detach(), extra, old]):
         shown = block.float()
         value = encoding.decode(block, previous, held)
-        # Where the new mode would show another value than the parameter's, the parameter wins.
+        # The parameter wins where the new mode would store it with another value.
         trial = torch.empty_like(block)
         encoding.encode_(trial, new, value, mode, None, first)
         value = torch.where(trial == block, value, shown)

@@ -1,6 +1,6 @@
-"""Values of state, as they come from a dict or from a user's hand: what they must be, and are made.
+"""Checks and converts values of state that come from a dict or from a user.
 
-Nothing here changes an optimizer: a value is refused, or returned in the form that state keeps.
+Nothing here changes an optimizer: a value is refused, or returned in the form of the state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from fused_optim.precision import checks, modes
 
-STEP_DTYPE = torch.int64  # of a capturable step count; torch's float32 stops counting at 2**24
+STEP_DTYPE = torch.int64  # of a capturable step count, as torch's float32 stops counting at 2**24
 
 REMEDY = (
     "load a state of this model, or leave this parameter's out (of the dict, or by "
@@ -35,7 +35,7 @@ def as_tensor(key: str, value: Any, device: torch.device) -> torch.Tensor:
 
 
 def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
-    """Refuse a state tensor that is sharded, sparse, empty of values or not of real numbers.
+    """Refuse a state tensor that is sharded, sparse, without memory or not of real numbers.
 
     Args:
         key: of the state.
@@ -62,7 +62,7 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
 
 
 def remainder_bits(value: torch.Tensor) -> torch.Tensor:
-    """Return a remainder as this version keeps it, whichever form it was saved in.
+    """Return a remainder in this version's form, from any form in which it was saved.
 
     Versions up to 0.1.0 and TransformerEngine save int16. Beside float32 moments, a flat shard
     (`fused_optim.optimizers.state_dicts.saving`) has the int16 as float32 numbers.
@@ -79,7 +79,7 @@ def remainder_bits(value: torch.Tensor) -> torch.Tensor:
 
 
 def check_complete(state: Mapping[str, Any], needed: Iterable[str]) -> None:
-    """Refuse the state of a parameter that has made steps if it lacks what they added up.
+    """Refuse a state that lacks a moment, though its parameter has made steps.
 
     Raises:
         ValueError: the message names what is missing and what is there.
@@ -109,7 +109,7 @@ def step_count(step: Any) -> int:
 
 
 def step_tensor(step: Any, device: torch.device) -> torch.Tensor:
-    """Return a step count as a capturable parameter's state holds it."""
+    """Return a step count in the form of a capturable parameter's state."""
     if not isinstance(step, torch.Tensor):
         return torch.tensor(step, device=device, dtype=STEP_DTYPE)
     return step.reshape(()).to(device=device, dtype=STEP_DTYPE)

@@ -39,13 +39,14 @@ def passed(optimizer: torch.optim.Optimizer) -> set[CodeType]:
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "cuda"], indirect=True)
 def test_contributing_says_how_much_code_a_step_passes(backend: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    params = [torch.nn.Parameter(torch.ones(8, 8, device=device)) for _ in range(3)]
-    optimizer = fused_optim.AdamW(params, weight_decay=0.1, backend=backend)
-    steps = []
-    for _ in range(4):
-        for p in params:
-            p.grad = torch.ones_like(p)
-        steps.append(passed(optimizer))
+    for _ in range(2):  # the first optimizer of a process also fills caches
+        params = [torch.nn.Parameter(torch.ones(8, 8, device=device)) for _ in range(3)]
+        optimizer = fused_optim.AdamW(params, weight_decay=0.1, backend=backend)
+        steps = []
+        for _ in range(4):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            steps.append(passed(optimizer))
     functions, files, first = re.search(
         r"a steady AdamW step on the CUDA backend passes through (\d+) functions in (\d+)\s+"
         r"files; a first one through (\d+) files",

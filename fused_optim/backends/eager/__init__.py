@@ -1,8 +1,7 @@
 """The eager backend: the kernel contract in plain PyTorch.
 
-It is the readable specification of every op, the CPU backend, and the only one for float64.
-Ops, argument order and equation labels are those of docs/kernel_contract.md. Buckets and
-launches are read by their attributes.
+It is the readable specification of every op. It updates CPU tensors, and alone updates float64
+parameters. Ops, argument order and equation labels are those of docs/kernel_contract.md.
 """
 
 from .adafactor import (

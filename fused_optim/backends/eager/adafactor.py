@@ -1,8 +1,8 @@
 """Factored Adafactor in plain PyTorch: transformers' and torch's semantics by the row's scalars.
 
-The ops are the stages of the kernel contract (section 6); what one hands to the next is in the
-bucket's scratch. Large tensors go through them in tiles. Small ones do everything in the finalise
-op, a few at a time, while they are in cache.
+The ops are the stages of the kernel contract (section 6). A stage hands its results to the next one
+in the bucket's scratch. Large tensors go through the stages in tiles. The finalise op makes the
+whole step of small tensors, a few at a time, while they are in cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def adafactor_statistics(bucket, launch) -> torch.Tensor | None:
 def adafactor_finalise_(bucket, launch) -> None:
     """Run F3 to F5: advance the statistics and find each tensor's step size before clipping.
 
-    Small tensors go on to F10.
+    Small tensors go through F6 to F10 here too.
     """
     if skipped(launch):
         return
@@ -70,7 +70,7 @@ def _large(bucket) -> list[Work]:
 
 
 def _batches(bucket) -> Iterator[list[Work]]:
-    """Yield the tensors that are one tile each, as many at a time as make up a block."""
+    """Yield the tensors of one tile each, in groups that together fill a block."""
     limit, numel = block_size(bucket.key.device), 0
     batch: list[Work] = []
     for work in bucket.scratch:

@@ -33,19 +33,19 @@ class Work:
     exp_avg: torch.Tensor | None
     extra: torch.Tensor | None
     tiles: Sequence[tuple[int, Tile]]
-    prepare: Callable[[torch.Tensor], torch.Tensor]  # from F3 on, clipped
+    prepare: Callable[[torch.Tensor], torch.Tensor]  # clipped from F3 on
     row_sum: torch.Tensor | None = None  # [batch, rows] float64, where factored
     col_sum: torch.Tensor | None = None  # [batch, cols]
     p_sum: torch.Tensor | None = None  # [] float64, as is u_sum
     u_sum: torch.Tensor | None = None
     factors: tuple[torch.Tensor, ...] = ()  # r and c of F4, or V
-    update: Update | None = None  # of F6, where it was kept
-    alpha: torch.Tensor | None = None  # [] F5; after F7, 0 where the tensor holds still
-    scale: torch.Tensor | None = None  # [] F7
+    update: Update | None = None  # of F6, where F6 kept it
+    alpha: torch.Tensor | None = None  # [] of F5; F7 makes it 0 where the tensor must not move
+    scale: torch.Tensor | None = None  # [] of F7
 
     @property
     def factored(self) -> bool:
-        """Whether F4 applies, not the square root of a full second moment."""
+        """Whether the second moment is factored, so that F4 applies."""
         return self.entry.max_exp_avg_sq is not None
 
 
@@ -112,7 +112,7 @@ def sum_updates(works: list[Work], keep: bool = False) -> None:
 
 
 def scale(works: list[Work]) -> None:
-    """[F7] Find what the updates are multiplied with."""
+    """[F7] Find the factors of the updates."""
     for row, group in _by_row(works):
         alphas = torch.stack([work.alpha for work in group])
         mean = torch.stack([work.u_sum / work.grad.numel() for work in group])
@@ -127,7 +127,7 @@ def scale(works: list[Work]) -> None:
 
 
 def scaled_updates(work: Work) -> Iterator[tuple[int, Tile, torch.Tensor]]:
-    """Yield (first element, tile, what is subtracted there, the new moment where there is one)."""
+    """Yield (first element, tile, the amount to subtract there, the new moment or None)."""
     row = work.row
     for first, at in work.tiles:
         u, by_row = work.update or _update(work, at)
@@ -139,7 +139,7 @@ def scaled_updates(work: Work) -> Iterator[tuple[int, Tile, torch.Tensor]]:
 
 
 def decay_factor(work: Work) -> torch.Tensor | float:
-    """[F9] Return what the parameter is multiplied with before the update."""
+    """[F9] Return the factor of the parameter before the update."""
     decay = work.row.decay_before
     if work.row.decay_alpha != 0.0:
         decay = (1.0 - work.alpha * work.row.decay_alpha) * decay
@@ -167,12 +167,12 @@ def apply_(works: list[Work]) -> None:
 
 
 def _plus(total: torch.Tensor | None, addend: torch.Tensor) -> torch.Tensor:
-    """Return the float64 sum of what was added up so far, None at first, and ``addend``."""
+    """Return ``total + addend`` in float64; ``total`` is None at first."""
     return addend.double() if total is None else total.add_(addend)
 
 
 def _total(work: Work) -> torch.Tensor:
-    """Return a gradient's sum of squares, float64, of its rows' sums; 0 where it is empty."""
+    """Return a gradient's float64 sum of squares, from the sums of its rows; 0 if it is empty."""
     if work.row_sum is not None:
         return work.row_sum.sum()
     return torch.zeros((), dtype=torch.float64, device=work.grad.device)
@@ -192,7 +192,7 @@ def _add_lines(work: Work, g_square: torch.Tensor, at: Tile) -> None:
 
 
 def _by_row(works: list[Work]) -> Iterator[tuple[object, list[Work]]]:
-    """Yield the works that share a row, with it."""
+    """Yield each row, with the works that it belongs to."""
     by_row: dict[int, list[Work]] = {}
     for work in works:
         by_row.setdefault(work.entry.row, []).append(work)
@@ -239,8 +239,8 @@ def _find_alphas_(row, works: list[Work]) -> None:
 def _update(work: Work, at: Tile) -> Update:
     """[F6] Return the unscaled update of one tile as a fresh tensor and what to multiply it with.
 
-    The second factor is r of F4, ``[batch, rows, 1]``, where nothing but a product is asked for:
-    it is cheaper to apply per row.
+    The second factor is r of F4, ``[batch, rows, 1]``, wherever a product is enough: a factor of
+    each matrix row is cheaper to apply later.
     """
     g, cap = work.prepare(part(work.grad, at)), work.row.update_cap
     if work.factored:

@@ -50,11 +50,11 @@ def _step_tensor(entry, row, prepare, mode: str, draw: Draw, dtype: torch.dtype)
 
 
 def _step_block(first: int, stored, row, prepare, mode: str, draw: Draw, dtype) -> None:
-    """Step one block; its registers are gone before those of the next are made."""
+    """Step one block. Its registers are freed before those of the next block are made."""
     param, grad, extra, *moments = stored
     value, g = decode(param, extra, mode), prepare(grad)
     m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
-    # The operator rounds moments its own way, which stochastic rounding would make visible.
+    # The operator differs in last bits, which a stochastically rounded moment would show.
     in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
     if not (in_place and torch_fused.update_(value, g, m, v, h, row)):
         update_(value, g, m, v, h, row)

@@ -1,4 +1,4 @@
-"""Preparing gradients: unscale, clamp, clip; their sums of squares."""
+"""Prepares gradients: unscales, clamps and clips them; and sums their squares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fused_optim.precision.encoding import blocks
 
 
 def skipped(launch) -> bool:
-    """Return whether a gradient scaler found infinities: the op must then write nothing."""
+    """Return whether a gradient scaler found infinities, so that the op must write nothing."""
     return launch.found_inf is not None and bool(launch.found_inf.item())
 
 

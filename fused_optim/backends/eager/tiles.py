@@ -1,6 +1,6 @@
-"""Tensors as batches of matrices, walked in tiles.
+"""Walks tensors, as batches of matrices, in tiles.
 
-A tile fits in cache, so that no temporary is ever as large as a large parameter.
+A tile fits in cache, so no temporary is ever as large as a large parameter.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from fused_optim.precision.encoding import block_size
 
 Tile = tuple[slice, slice, slice] | None
-"""Where in [batch, rows, cols]; None is all of it, which costs no slicing."""
+"""A place in [batch, rows, cols]. None stands for the whole tensor, and costs no slicing."""
 
 
 def as_matrices(tensor: torch.Tensor | None, ndim: int) -> torch.Tensor | None:
-    """Return ``tensor`` as [batch, rows, cols], a copy where its strides leave no choice."""
+    """Return ``tensor`` as [batch, rows, cols]: a view, or a copy if strides allow none."""
     if tensor is None:
         return None
     if ndim < 2:
@@ -25,8 +25,8 @@ def as_matrices(tensor: torch.Tensor | None, ndim: int) -> torch.Tensor | None:
 def tiles_of(matrices: torch.Tensor) -> list[tuple[int, Tile]]:
     """Return (first element, index) of tiles of [batch, rows, cols], consecutive in memory.
 
-    A tile is several whole matrices, or several rows of one, or a part of one long row. What fits
-    one tile is one, and an empty tensor has none.
+    A tile is several whole matrices, several rows of one matrix, or a part of one long row. A
+    tensor that fits one tile has one, and an empty tensor has none.
     """
     batch, rows, cols = matrices.shape
     limit, numel = block_size(matrices.device), batch * rows * cols

@@ -23,8 +23,8 @@ _SCHEMA = (
 # hold the correction already.
 _UNCORRECTED_STEP = 1e30
 
-# What the operators do not do in vector registers is at the end of each tensor, and less than this.
-# There their maximum of a number and NaN is the number.
+# The operators do the last elements of a tensor, fewer than this, without vector registers. There
+# their maximum of a number and NaN is the number.
 _TAIL = 64
 
 _dtype = attrgetter("dtype")
@@ -47,7 +47,7 @@ def available() -> bool:
 
 
 def covers(bucket, launch) -> bool:
-    """Return whether the operators compute exactly what the bucket asks for, as it is stored."""
+    """Return whether the operators can make the bucket's whole step in its stored tensors."""
     return (
         bucket.key.device.type == "cpu"
         and bucket.key.dtype is torch.float32
@@ -79,7 +79,7 @@ def update_(p, g, m, v, h, row) -> bool:
     """Run `adamw.update_` on registers by one operator, where that is possible.
 
     Returns:
-        Whether it was; otherwise nothing was written.
+        Whether the operator ran. If not, nothing was written.
     """
     registers = [t for t in (p, g, m, v, h) if t is not None]
     fits = all(t.dtype is torch.float32 and t.is_contiguous() for t in registers)
@@ -161,8 +161,8 @@ def _count_write(tensors: list) -> None:
 
 
 def _row_fits(row) -> bool:
-    # The operators have either L2 or decoupled decay, and apply the latter through lr. Where that
-    # is 0, they would turn a parameter of -0 into +0.
+    # The operators have either L2 or decoupled decay, and multiply the latter by lr. With an lr
+    # of 0 they would turn a parameter of -0 into +0.
     return (row.decay_before == 1.0 or row.l2 == 0.0) and row.step_size != 0.0
 
 

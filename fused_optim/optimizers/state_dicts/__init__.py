@@ -1,1 +1,1 @@
-"""What a state dict shows, and what may be loaded: this package's own layout and its peers'."""
+"""The content of state dicts, and loading them: in this package's layout and in its peers'."""

@@ -1,6 +1,6 @@
-"""Turning a state dict, ours or a peer's, into this optimizer's state and groups.
+"""Turns a state dict, ours or a peer's, into this optimizer's state and groups.
 
-Nothing here changes the optimizer: all of a dict is converted and checked before any of it counts.
+Nothing here changes the optimizer: a whole dict is converted and checked before any of it is used.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fused_optim.optimizers.state_dicts.matching import in_order_of, sections
 from fused_optim.precision import state, state_values
 
 STORAGE_OPTIONS = ("low_precision", "state_dtype", "capturable")
-"""Options that say how state is stored. They stay the constructor's when a state dict is loaded."""
+"""Options of how state is stored. Loading a state dict leaves them as the constructor set them."""
 
 
 class _Home(NamedTuple):
-    """Where the state of a loaded parameter goes."""
+    """The parameter that a loaded state belongs to, and its group."""
 
     group: dict[str, Any]  # the loaded group's settings
     param: torch.Tensor
-    group_step: Any  # apex and TransformerEngine count in the group
+    group_step: Any  # apex and TransformerEngine count steps in the group
     where: str
 
 
 def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``optimizer.__setstate__`` takes to load ``state_dict``; changes nothing.
+    """Return the argument of ``optimizer.__setstate__`` that loads ``state_dict``; change nothing.
 
     Raises:
         ValueError: the dict is no optimizer's state dict, is that of another model or optimizer, or
@@ -73,7 +73,7 @@ def converted(optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _homes(optimizer, new_groups: list[dict], saved_groups: list[dict]) -> dict[Any, _Home]:
-    """Return by the dict's id of a parameter where its state goes."""
+    """Return the home of each parameter's state, by the parameter's id in the dict."""
     homes = {}
     for number, (group, saved) in enumerate(zip(new_groups, saved_groups, strict=True)):
         settings = optimizer.settings(group)
@@ -97,7 +97,7 @@ def _step_counts(saved_state: Mapping[Any, Any], saved_groups: list[dict]) -> li
 
 
 def _check_stray(key: Any, value: Any) -> None:
-    """Refuse state that looks like a parameter's and has none to go to."""
+    """Refuse state of a parameter that no group of the dict has."""
     if isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values()):
         raise ValueError(
             f"there is state under {key!r}, which no parameter of the dict's groups has; load the "
@@ -106,10 +106,10 @@ def _check_stray(key: Any, value: Any) -> None:
 
 
 def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any], str | None]:
-    """Return one parameter's state, and what is to be said of its translation.
+    """Return one parameter's state, and a note for the user if it was translated.
 
-    Known tensors come in this optimizer's dtypes and shapes. Keys that this optimizer does not know
-    are kept as they are, on the parameter's device.
+    Known tensors are converted to this optimizer's dtypes and shapes. Values under other keys are
+    kept as they are, on the parameter's device.
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"its state is {saved!r}; it should be a dict of tensors")
@@ -134,7 +134,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
     result = {}
     for key, value in saved.items():
         if isinstance(value, Mapping) and not value:
-            continue  # how torch.distributed.checkpoint shows what a flattened dict lacks
+            continue  # torch.distributed.checkpoint's mark for a key that a flattened dict lacks
         if key in known:
             if value is not None:
                 result[key] = known[key].converted(value, param)
@@ -147,7 +147,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
 
 
 def _lost_extra(saved: Mapping[str, Any], extra: tuple[state.StateTensor, ...]) -> str | None:
-    """Return a note where a flattened dict was read by the keys of this precision mode alone."""
+    """Return a note if a flattened dict was read by the keys of this precision mode alone."""
     if extra and saved.get(extra[0].key) == {}:
         return (
             f"the flattened dict has no {extra[0].key!r}, so weights go on from their 16 bits. If "
@@ -164,7 +164,7 @@ def _merged_group(
     options = optimizer.settings(group)
     own = [*STORAGE_OPTIONS, *validation.OF_THE_OPTIMIZER]
     own += [name for name in ("params", "param_names") if name in group]
-    # Where a group does not have an option itself, a dict that agrees gives it none.
+    # A group that lacks an option gets none from a dict that agrees with the optimizer's.
     if "maximize" not in group and saved.get("maximize") == options["maximize"]:
         own.append("maximize")
     merged = {**group, **{k: v for k, v in saved.items() if k != "step" and k not in own}}
@@ -174,7 +174,7 @@ def _merged_group(
 
 
 def _like(old: Any, value: Any) -> Any:
-    """Return a loaded hyperparameter as a tensor where the old one was, else not as a tensor."""
+    """Return a loaded hyperparameter: as a tensor if the old one was a tensor, else as a number."""
     if isinstance(old, torch.Tensor) and isinstance(value, (torch.Tensor, numbers.Real)):
         if isinstance(value, torch.Tensor):
             return value.to(device=old.device, dtype=old.dtype, copy=True)
@@ -182,5 +182,5 @@ def _like(old: Any, value: Any) -> Any:
     if isinstance(old, tuple) and isinstance(value, (tuple, list)) and len(old) == len(value):
         return tuple(map(_like, old, value))
     if isinstance(old, numbers.Real) and isinstance(value, torch.Tensor) and value.numel() == 1:
-        return value.item()  # it would be read back at each step
+        return value.item()  # each step would read the tensor
     return value

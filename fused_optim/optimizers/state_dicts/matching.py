@@ -1,4 +1,4 @@
-"""Which parameter of a state dict is which of the optimizer's."""
+"""Matches the parameters of a state dict with those of the optimizer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""What DistributedDataParallel, torch.compile and FullyShardedDataParallel add to names."""
+"""Parts that DistributedDataParallel, torch.compile and FSDP1 add to parameter names."""
 
 
 def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence[dict[str, Any]]]:
     """Return the two parts of a state dict: states by parameter id, and parameter groups.
 
-    Ids that became strings, as JSON makes them, are numbers again.
+    Ids that JSON turned into strings are turned back into numbers.
 
     Raises:
         ValueError: it is no optimizer's state dict.
@@ -62,8 +62,7 @@ def in_order_of(
 ) -> list[dict[str, Any]]:
     """Return the saved groups, each with its ``params`` in the order of the optimizer's group.
 
-    Where both sides have names, parameters are the same that have the same name; else those in the
-    same place.
+    Parameters are matched by name if both sides have names, else by place.
 
     Raises:
         ValueError: the groups differ in number or size, or by the names in them.
@@ -112,14 +111,14 @@ def _reordered(index: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -
 
 
 def _bare(name: str) -> str:
-    """Return a parameter's name without what wrappers of its model added."""
+    """Return a parameter's name without the parts that wrappers of its model added."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 
 
 def _few(things: Any) -> str:
-    """Return the first keys or values of what was given, for a message."""
+    """Return the first few keys or values of ``given``, for a message."""
     if not isinstance(things, (Mapping, list, tuple)):
         return repr(things)
     shown = ", ".join(repr(thing) for thing in list(things)[:4])

@@ -1,6 +1,6 @@
-"""The state of other optimizers' dicts in this package's words: what translates exactly, and how.
+"""Translates the state of other optimizers into this package's keys, where that is exact.
 
-torch's, transformers' and apex's dicts need no more than other names (`FusedOptimizer._aliases`).
+For torch's, transformers' and apex's dicts other names are enough (`FusedOptimizer._aliases`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a peer keeps the state of one parameter.
+    """The form in which a peer keeps the state of one parameter.
 
     Attributes:
-        owner: whose it is, as messages call it.
+        owner: the state's name in messages.
         is_it: whether a parameter's state is of this layout.
-        translate: that state in this package's words, or None where there is no exact translation.
-        says: what a load reports; for a layout without translation, the way out.
+        translate: returns the state under this package's keys; None if no translation is exact.
+        says: the report of a load; without a translation, the advice in the error.
     """
 
     owner: str
@@ -30,10 +30,10 @@ class Layout:
 
 
 def translated(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
-    """Return a parameter's state in this package's words, and what is to be said of that.
+    """Return a parameter's state under this package's keys, and a note if it was translated.
 
     Raises:
-        ValueError: the state is a peer's that has no exact translation; the message names the way.
+        ValueError: the state is a peer's and has no exact translation; the message has advice.
     """
     for layout in _LAYOUTS:
         if layout.is_it(state):
@@ -55,7 +55,7 @@ def _is_quantized_bitsandbytes(state: Mapping[str, Any]) -> bool:
 
 def _from_bitsandbytes(state: Mapping[str, Any]) -> dict[str, Any]:
     names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
-    histories = ("unorm_vec", "gnorm_vec")  # of its own clipping
+    histories = ("unorm_vec", "gnorm_vec")  # histories of its own clipping
     return {names.get(key, key): value for key, value in state.items() if key not in histories}
 
 

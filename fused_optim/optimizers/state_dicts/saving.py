@@ -1,4 +1,4 @@
-"""How a state dict shows what an optimizer keeps: torch's layout, and that of flat shards."""
+"""Turns an optimizer's state into a state dict: in torch's layout, and in that of flat shards."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from fused_optim.optimizers.state_dicts.loading import STORAGE_OPTIONS
 
 
 def shown(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict as users get it; what torch collected is left as it is.
+    """Return a user's state dict, made from the one that torch collected, which is not changed.
 
-    Groups show hyperparameters alone: how state is stored is the constructor's affair. NumPy's
-    numbers, which schedules like to write, become Python's, so that what is saved loads with
-    ``weights_only=True``.
+    Groups have hyperparameters alone, and no option of how state is stored. NumPy numbers, which
+    schedules may write, become Python's, so that a saved dict loads with ``weights_only=True``.
     """
     result = dict(state_dict)
-    if "param_groups" in result:  # a hook may have removed it
+    if "param_groups" in result:  # a hook may have removed the state
         result["param_groups"] = [_shown_group(optimizer, g) for g in result["param_groups"]]
     if isinstance(result.get("state"), dict):
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -37,10 +36,10 @@ def _is_place(key: Any, params: list[torch.Tensor]) -> bool:
 def _shown_group(optimizer: Any, group: dict[str, Any]) -> dict[str, Any]:
     hidden = [name for name in STORAGE_OPTIONS if name not in optimizer.defaults]
     hidden += validation.OF_THE_OPTIMIZER
-    if optimizer.settings(group)["maximize"]:  # no key where it is False: peers have none
+    if optimizer.settings(group)["maximize"]:  # peers have no such key, so only True needs one
         group = {"maximize": True, **group}
     result = {key: validation.plain(v) for key, v in group.items() if key not in hidden}
-    if isinstance(result.get("lr"), torch.Tensor):  # schedulers write to it
+    if isinstance(result.get("lr"), torch.Tensor):  # schedulers write to this tensor
         result["lr"] = result["lr"].detach().clone()
     return result
 
@@ -54,7 +53,7 @@ def _shown_state(optimizer: Any, state: Any, param: torch.Tensor | None) -> Any:
 
 
 def _torch_step(step: Any) -> torch.Tensor:
-    """Return a step count as torch's optimizers keep it: 0-d float32, on the device it was on."""
+    """Return a step count in torch's form: 0-d float32, on the device where it was."""
     if isinstance(step, torch.Tensor):
         return step.to(torch.float32, copy=True)
     return torch.tensor(float(step), dtype=torch.float32, device="cpu")
@@ -63,15 +62,15 @@ def _torch_step(step: Any) -> torch.Tensor:
 def _flat_shard_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a flat shard in the form that FullyShardedDataParallel can gather.
 
-    It takes one dtype for all tensors of a parameter, and scalars that are equal on every rank. So
-    tensors of different dtypes become float32, which holds each of their values exactly, and a root
-    mean square, which the next step finds anew, is left out.
+    FSDP1 wants one dtype for all tensors of a parameter, and scalars that are equal on every rank.
+    So tensors of different dtypes become float32, which holds each of their values exactly. A root
+    mean square is left out, as the next step computes it anew.
     """
     result = {key: value for key, value in state.items() if key != "RMS"}
     tensors = {k: v for k, v in result.items() if isinstance(v, torch.Tensor) and v.dim() > 0}
     if len({value.dtype for value in tensors.values()}) > 1:
         for key, value in tensors.items():
-            # A remainder's bits are those of an integer: as a bfloat16 number it could be a NaN.
+            # A remainder has the bits of an integer: read as a bfloat16 number it could be a NaN.
             number = value.view(torch.int16) if key == "remainder" else value
             result[key] = number.to(torch.float32)
     return result
