@@ -12,6 +12,7 @@ from fused_optim.backends import diagnostics
 from fused_optim.optimizers.adafactor import Adafactor
 from fused_optim.optimizers.adamw import AdamW
 from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
+from fused_optim.optimizers.in_backward import step_in_backward
 from fused_optim.optimizers.lion import Lion
 from fused_optim.optimizers.param_groups import param_groups_weight_decay
 from fused_optim.optimizers.tf_compat import AdamWeightDecay, create_optimizer
@@ -48,6 +49,7 @@ __all__ = [
     "info",
     "param_groups_weight_decay",
     "schedules",
+    "step_in_backward",
     "torch_compat",
     *schedules.__all__,
 ]

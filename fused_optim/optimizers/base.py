@@ -115,6 +115,7 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
     _steady: Steady | None = None
     _take_back: Callable[[], None] = staticmethod(_nothing)
+    _begun: bool = False  # whether an earlier part of this step has prepared it
 
     def __init__(
         self,
@@ -348,12 +349,17 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step_once()
+        return loss
+
+    def _step_once(self) -> None:
+        """Update every parameter that has a gradient now."""
         settings = self._checked_settings()
         found_inf = getattr(self, "found_inf", None)
         # Step counts on the host require the decision to skip on the host too.
         on_device = all(group["capturable"] for group in settings)
         if found_inf is not None and not on_device and found_inf.item() != 0:
-            return loss
+            return
         captures = upload.capturing()
         known, self._steady = self._steady, None  # no step goes on from one that raises
         try:
@@ -366,11 +372,15 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             raise
         finally:
             self._take_back = _nothing
-        return loss
 
     def _begin(self) -> None:
-        """Begin a step that updates something."""
-        self._take_back = self._prepare_step()
+        """Begin a step that updates something; a later part of one step has begun already."""
+        if not self._begun:
+            self._take_back = self._prepare_step()
+
+    def _clips_together(self) -> bool:
+        """Return whether the norm of all gradients decides on the update of each."""
+        return self.max_grad_norm is not None
 
     def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
         """Make a step that collects its tensors anew, and reuses device tables alone."""

@@ -254,6 +254,9 @@ class AdamWeightDecay(AdamFamily):
         divisor = 1.0 + self.decay * (group["iterations"] - 1)
         return adam_scalars.tensorflow_row(group, step, decays=bool(variant), lr_divisor=divisor)
 
+    def _clips_together(self) -> bool:
+        return self.global_clipnorm is not None or super()._clips_together()
+
     def _clips_by_whole_norms(self) -> bool:
         if self.clipnorm is not None:  # clip_group sums over ranks, and not for each gradient
             return True

@@ -1,0 +1,218 @@
+"""Steps parameters during the backward pass, so that no more than a bucket of gradients exists.
+
+note: [parts] A step is made in parts, each of the parameters whose gradients arrived together. No
+other parameter has a gradient then, so the optimizer's own step updates those of the part alone,
+with their numbers in the whole list. What a step remembers of its tensors is kept for each part.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from fused_optim import errors
+from fused_optim.optimizers.base import FusedOptimizer
+
+_FUNCTION_BACKWARD = torch.autograd.function.BackwardCFunction.apply.__code__
+_MOST_PARTS = 4096  # that are remembered, as the order of gradients may change with every batch
+
+
+def step_in_backward(
+    model: torch.nn.Module, optimizer: FusedOptimizer, *, bucket_bytes: int = 32 << 20
+) -> StepInBackward:
+    """Have ``backward`` update parameters as their gradients arrive, and free the gradients.
+
+    Gradients of at least ``bucket_bytes`` together are one bucket. A full bucket is updated and its
+    gradients become None, before the next ones are computed; the rest is updated at the end of
+    ``backward``. Every parameter is updated once in each backward pass, with the same bits as by
+    ``optimizer.step()`` afterwards. That call may stay in a loop, where it finds no gradients; so
+    may ``zero_grad()`` and schedulers, which act on the next backward pass.
+
+    Memory: at most ``bucket_bytes`` and one gradient, instead of all gradients (2 bytes per
+    bfloat16 parameter).
+
+    Args:
+        model: the model whose parameters the optimizer updates.
+        optimizer: an optimizer of this package.
+        bucket_bytes: bytes of gradients that are updated together. With 0 each parameter is updated
+            by itself, which takes a launch and some 0.1 ms of Python for each.
+
+    Returns:
+        A handle. Its ``remove()`` makes ``backward`` leave gradients alone again.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``optimizer`` is none of this package's.
+        ValueError: ``bucket_bytes`` is negative; no parameter of the optimizer is the model's; a
+            parameter is float16, which needs a GradScaler; one has a gradient; the optimizer clips
+            by the norm of all gradients; or the model is a DistributedDataParallel, which sums
+            gradients over processes after they arrive here.
+
+    While it is in use, a forward pass raises RuntimeError under float16 autocast, whose losses are
+    scaled, and inside a DistributedDataParallel. A backward pass within a backward pass, as that of
+    a reentrant checkpoint, raises RuntimeError, because its gradients may be a part of the whole.
+    Each backward pass makes a step, so gradients can't be accumulated.
+
+    Example:
+        >>> import torch
+        >>> from fused_optim import AdamW, step_in_backward
+        >>> model = torch.nn.Linear(4, 2)
+        >>> handle = step_in_backward(model, AdamW(model.parameters()))
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> model.weight.grad is None
+        True
+    """
+    _check(model, optimizer, bucket_bytes)
+    return StepInBackward(model, optimizer, bucket_bytes)
+
+
+class StepInBackward:
+    """The hooks of `step_in_backward`, and the gradients that wait for their bucket to be full."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: FusedOptimizer, bucket_bytes: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._bucket_bytes = bucket_bytes
+        self._lock = threading.RLock()  # one thread of autograd's for each device
+        self._pass = -1  # autograd's number of the backward pass
+        self._waiting: list[torch.Tensor] = []
+        self._bytes = 0
+        self._remembered: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._handles = [
+            param.register_post_accumulate_grad_hook(self._arrived)
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.requires_grad
+        ]
+        self._handles.append(model.register_forward_pre_hook(_check_forward))
+
+    def remove(self) -> None:
+        """Make ``backward`` leave gradients alone again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _arrived(self, param: torch.Tensor) -> None:
+        """Note a gradient, and make a step if there are enough of them."""
+        with self._lock:
+            number = torch._C._current_graph_task_id()
+            if number != self._pass or number < 0:
+                self._begin_pass(number)
+            if param.grad is None:  # a step on another thread has taken it
+                return
+            self._waiting.append(param)
+            self._bytes += param.grad.nbytes
+            if self._bytes >= self._bucket_bytes or number < 0:
+                self._step()
+
+    def _begin_pass(self, number: int) -> None:
+        """Forget the last pass, which may have ended with an error."""
+        if _is_nested():
+            raise RuntimeError(
+                "step_in_backward: a gradient came from a backward pass within another one, as a "
+                "reentrant checkpoint makes it, and may be a part of the whole gradient. Use "
+                "torch.utils.checkpoint with use_reentrant=False, or remove() the handle"
+            )
+        self._pass, self._waiting, self._bytes = number, [], 0
+        self._optimizer._begun = False
+        if number >= 0:
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
+
+    def _end_pass(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._step()
+            self._optimizer._begun = False
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Update the waiting parameters and free their gradients. See [parts]."""
+        optimizer, waiting = self._optimizer, self._waiting
+        self._waiting, self._bytes = [], 0
+        part = tuple(map(id, waiting))
+        if len(self._remembered) > _MOST_PARTS:
+            self._remembered.clear()
+        whole = optimizer._steady, optimizer._plans
+        optimizer._steady, optimizer._plans = self._remembered.pop(part, (None, {}))
+        try:
+            optimizer._step_once()
+            self._remembered[part] = optimizer._steady, optimizer._plans
+        finally:
+            optimizer._steady, optimizer._plans = whole
+        optimizer._begun = True
+        for param in waiting:
+            param.grad = None
+
+
+def _is_nested() -> bool:
+    """Return whether the running backward pass was started by the backward of a Function."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _FUNCTION_BACKWARD:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _check(model: torch.nn.Module, optimizer: FusedOptimizer, bucket_bytes: int) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model should be a torch.nn.Module, but it is a {type(model).__name__}")
+    if not isinstance(optimizer, FusedOptimizer):
+        raise TypeError(
+            "step_in_backward takes an optimizer of fused_optim, not a "
+            f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        )
+    name = type(optimizer).__name__
+    if isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 0:
+        raise ValueError(
+            f"Invalid bucket_bytes: {bucket_bytes!r} - should be an integer, 0 or more"
+        )
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "step_in_backward can't be combined with DistributedDataParallel, which sums gradients "
+            "over processes after they arrive; call optimizer.step() after the backward pass, or "
+            "shard the model with torch.distributed.fsdp.fully_shard"
+        )
+    if optimizer._clips_together():
+        raise ValueError(
+            f"step_in_backward can't clip by the norm of all gradients, as {name} is to: no two of "
+            "them exist together. Construct it without max_grad_norm and global_clipnorm"
+        )
+    held = {id(param) for param in model.parameters()}
+    found = False
+    for number, group in enumerate(optimizer.param_groups):
+        for index, param in enumerate(group["params"]):
+            found = found or id(param) in held
+            where = f"{name}: {errors.place(group, number, index)}"
+            if param.dtype is torch.float16:
+                raise ValueError(
+                    f"{where} is float16, whose gradients need a GradScaler, which would have to "
+                    "see all of them before the first step; use bfloat16 with step_in_backward"
+                )
+            if param.grad is not None or getattr(param, "main_grad", None) is not None:
+                raise ValueError(
+                    f"{where} has a gradient; step with it or set it to None before "
+                    "step_in_backward, which can't accumulate gradients"
+                )
+    if not found:
+        raise ValueError(
+            f"{name} updates no parameter of this model; pass the model it was made for"
+        )
+
+
+def _check_forward(module: torch.nn.Module, args: Any) -> None:
+    """Refuse a forward pass whose backward pass would bring gradients that are not final."""
+    device = next((param.device.type for param in module.parameters()), "cpu")
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
+        raise RuntimeError(
+            "step_in_backward can't be combined with float16 autocast, as a GradScaler scales its "
+            "gradients; use torch.bfloat16, or remove() the handle"
+        )
+    if DistributedDataParallel._active_ddp_module is not None:
+        raise RuntimeError(
+            "step_in_backward can't be combined with DistributedDataParallel, which sums gradients "
+            "over processes after they arrive; remove() the handle"
+        )
