@@ -11,6 +11,7 @@ from fused_optim._version import __version__
 from fused_optim.backends import diagnostics
 from fused_optim.optimizers.adafactor import Adafactor
 from fused_optim.optimizers.adamw import AdamW
+from fused_optim.optimizers.float32_gradients import Float32Gradients
 from fused_optim.optimizers.gradient_accumulator import GradientAccumulator
 from fused_optim.optimizers.in_backward import step_in_backward
 from fused_optim.optimizers.lion import Lion
@@ -42,6 +43,7 @@ __all__ = [
     "Adafactor",
     "AdamW",
     "AdamWeightDecay",
+    "Float32Gradients",
     "GradientAccumulator",
     "Lion",
     "__version__",

@@ -116,6 +116,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     _steady: Steady | None = None
     _take_back: Callable[[], None] = staticmethod(_nothing)
     _begun: bool = False  # whether an earlier part of this step has prepared it
+    # What takes gradients as they arrive, if anything does: fused_optim/optimizers/hooks.py.
+    _gradients: Any = None
 
     def __init__(
         self,
@@ -515,8 +517,12 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
 
     def _launch(self, device: torch.device) -> Launch:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale = None if scale is None else scale.to(device)
+        divisor = None if self._gradients is None else self._gradients.divisor(device)
+        if divisor is not None:
+            scale = divisor if scale is None else scale * divisor
         return Launch(
-            grad_scale=None if scale is None else scale.to(device),
+            grad_scale=scale,
             found_inf=None if found_inf is None else found_inf.to(device),
             seed=self.seed,
             sums_wanted=self.max_grad_norm is not None,

@@ -7,17 +7,15 @@ with their numbers in the whole list. What a step remembers of its tensors is ke
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fused_optim import errors
+from fused_optim.optimizers import hooks
 from fused_optim.optimizers.base import FusedOptimizer
 
-_FUNCTION_BACKWARD = torch.autograd.function.BackwardCFunction.apply.__code__
 _MOST_PARTS = 4096  # that are remembered, as the order of gradients may change with every batch
 
 
@@ -85,15 +83,19 @@ class StepInBackward:
         self._handles = [
             param.register_post_accumulate_grad_hook(self._arrived)
             for group in optimizer.param_groups
-            for param in group["params"]
-            if param.requires_grad
+            for param in filter(hooks.takes_hooks, group["params"])
         ]
         self._handles.append(model.register_forward_pre_hook(_check_forward))
+        optimizer._gradients = self
 
     def remove(self) -> None:
         """Make ``backward`` leave gradients alone again."""
         for handle in self._handles:
             handle.remove()
+        self._optimizer._gradients = None
+
+    def divisor(self, device: torch.device) -> None:
+        """Return None: gradients are updated with as they arrive."""
 
     def _arrived(self, param: torch.Tensor) -> None:
         """Note a gradient, and make a step if there are enough of them."""
@@ -110,7 +112,7 @@ class StepInBackward:
 
     def _begin_pass(self, number: int) -> None:
         """Forget the last pass, which may have ended with an error."""
-        if _is_nested():
+        if hooks.is_nested():
             raise RuntimeError(
                 "step_in_backward: a gradient came from a backward pass within another one, as a "
                 "reentrant checkpoint makes it, and may be a part of the whole gradient. Use "
@@ -147,29 +149,13 @@ class StepInBackward:
             param.grad = None
 
 
-def _is_nested() -> bool:
-    """Return whether the running backward pass was started by the backward of a Function."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is _FUNCTION_BACKWARD:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _check(model: torch.nn.Module, optimizer: FusedOptimizer, bucket_bytes: int) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, but it is a {type(model).__name__}")
-    if not isinstance(optimizer, FusedOptimizer):
-        raise TypeError(
-            "step_in_backward takes an optimizer of fused_optim, not a "
-            f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-        )
+    hooks.check_optimizer(optimizer, "step_in_backward")
     name = type(optimizer).__name__
     if isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 0:
-        raise ValueError(
-            f"Invalid bucket_bytes: {bucket_bytes!r} - should be an integer, 0 or more"
-        )
+        raise ValueError(f"Invalid bucket_bytes: {bucket_bytes!r} - should be an integer >= 0")
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError(
             "step_in_backward can't be combined with DistributedDataParallel, which sums gradients "
@@ -181,26 +167,9 @@ def _check(model: torch.nn.Module, optimizer: FusedOptimizer, bucket_bytes: int)
             f"step_in_backward can't clip by the norm of all gradients, as {name} is to: no two of "
             "them exist together. Construct it without max_grad_norm and global_clipnorm"
         )
-    held = {id(param) for param in model.parameters()}
-    found = False
-    for number, group in enumerate(optimizer.param_groups):
-        for index, param in enumerate(group["params"]):
-            found = found or id(param) in held
-            where = f"{name}: {errors.place(group, number, index)}"
-            if param.dtype is torch.float16:
-                raise ValueError(
-                    f"{where} is float16, whose gradients need a GradScaler, which would have to "
-                    "see all of them before the first step; use bfloat16 with step_in_backward"
-                )
-            if param.grad is not None or getattr(param, "main_grad", None) is not None:
-                raise ValueError(
-                    f"{where} has a gradient; step with it or set it to None before "
-                    "step_in_backward, which can't accumulate gradients"
-                )
-    if not found:
-        raise ValueError(
-            f"{name} updates no parameter of this model; pass the model it was made for"
-        )
+    held = set(map(id, model.parameters()))
+    if not any(id(param) in held for group in optimizer.param_groups for param in group["params"]):
+        raise ValueError(f"{name} updates no parameter of this model; pass the model it is for")
 
 
 def _check_forward(module: torch.nn.Module, args: Any) -> None:

@@ -1,0 +1,21 @@
+"""Windows of micro-batches over two replicas: their float32 sums are averaged in the step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from processes import needs_gloo, results_of
+
+WORKER = Path(__file__).parents[1] / "support/windows_worker.py"
+
+
+@needs_gloo
+def test_two_replicas_are_one_process_with_all_micro_batches(tmp_path: Path) -> None:
+    first, second = results_of(WORKER, tmp_path)
+    for result in (first, second):
+        assert "run every micro-batch in model.no_sync()" in result["refused"]
+        for p, q in zip(result["trained"], result["expected"], strict=True):
+            torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-6)  # sums in another order
+    for p, q in zip(first["trained"], second["trained"], strict=True):
+        assert torch.equal(p, q)
