@@ -1,13 +1,16 @@
-"""Builds fused_optim, and its CUDA extension where that is possible; metadata is in pyproject.toml.
+"""Builds fused_optim, and its extensions where that is possible; metadata is in pyproject.toml.
 
-`FUSED_OPTIM_CUDA` says what to do about the extension: `0` leaves it out, `1` insists on it, `auto`
-(the default) builds it where there is a CUDA compiler: on PATH, in CUDA_HOME, or from the PyPI
-packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_CUDA_ARCHS` (or
-`TORCH_CUDA_ARCH_LIST`) lists architectures as `9.0;10.0+PTX`. Neither torch nor a GPU is needed.
+`FUSED_OPTIM_CUDA` says what to do about the CUDA extension: `0` leaves it out, `1` insists on it,
+`auto` (the default) builds it where there is a CUDA compiler: on PATH, in CUDA_HOME, or from the
+PyPI packages nvidia-cuda-nvcc, -runtime, -crt, -cccl and nvidia-nvvm. `FUSED_OPTIM_CUDA_ARCHS` (or
+`TORCH_CUDA_ARCH_LIST`) lists architectures as `9.0;10.0+PTX`. `FUSED_OPTIM_CPU` says the same of
+the CPU extension, which takes a C++ compiler: `CXX`, g++ or clang++. Neither torch nor a GPU is
+needed.
 """
 
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import shlex
@@ -27,18 +30,41 @@ DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
 COMMON = ("-O3", "-std=c++17", "-Icsrc")
 # AdamW is the same on every backend to the bit: no operation may be contracted into another.
 NVCC_FLAGS = (*COMMON, "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+HOST_FLAGS = (*COMMON, "-fPIC", "-fvisibility=hidden")
+CPU_SOURCES = ("bindings", "cpu/chosen", "cpu/ops", "cpu/threads")
+# Without the last two a compiler doesn't vectorise square roots and conditions.
+CPU_FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas")
+# The names are those of csrc/cpu/chosen.cpp. Compilers would keep to vectors of 256 bits in v4.
+X86_KERNELS = {
+    "v2": ("x86-64-v2", "-march=x86-64-v2"),
+    "v3": ("x86-64-v3", "-march=x86-64-v3"),
+    "v4": ("x86-64-v4", "-march=x86-64-v4 -mprefer-vector-width=512"),
+}
 
 
 class NotPossible(Exception):
     """The extension can't be built here; the message says why."""
 
 
-def cuda_request() -> str:
-    """Return what FUSED_OPTIM_CUDA asks for: "0", "1" or "auto"."""
-    request = os.environ.get("FUSED_OPTIM_CUDA") or "auto"
+def request_of(variable: str) -> str:
+    """Return what FUSED_OPTIM_CUDA or FUSED_OPTIM_CPU asks for: "0", "1" or "auto"."""
+    request = os.environ.get(variable) or "auto"
     if request not in ("auto", "0", "1"):
-        raise SystemExit(f"FUSED_OPTIM_CUDA={request}: expected 0, 1 or auto")
+        raise SystemExit(f"{variable}={request}: expected 0, 1 or auto")
     return request
+
+
+def find_cxx() -> str:
+    """Return the C++ compiler's command: CXX, g++ or clang++.
+
+    Raises:
+        NotPossible: there is none.
+    """
+    asked = os.environ.get("CXX")
+    for command in [asked] if asked else ["g++", "clang++"]:
+        if shutil.which(shlex.split(command)[0]):
+            return command
+    raise NotPossible(f"no C++ compiler: {asked or 'neither g++ nor clang++'} is on PATH")
 
 
 def pypi_toolkits() -> list[Path]:
@@ -115,34 +141,41 @@ def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     return flags, " ".join(names)
 
 
-def ninja_file(nvcc: Path, output: Path) -> str:
-    """Return the build as ninja reads it; paths are relative to the folder of this file."""
+def quoted(*words: object) -> str:
+    """Return a command line."""
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def escaped(path: object) -> str:
+    """Return a path as ninja reads it."""
+    return re.sub(r"([ :$])", r"$\1", str(path))
+
+
+def rule(name: str, command: str) -> list[str]:
+    """Return a ninja rule that compiles, and notes the headers that were read."""
+    command = f"{command} -MD -MF $out.d -c $in -o $out"
+    return [f"rule {name}", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
+
+
+def bindings_flags() -> tuple[str, ...]:
+    """Return what compiles csrc/bindings.cpp beside the flags of all host code."""
     import pybind11
 
-    def quoted(*words: object) -> str:
-        return " ".join(shlex.quote(str(word)) for word in words)
+    return (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}")
 
-    def escaped(path: object) -> str:
-        return re.sub(r"([ :$])", r"$\1", str(path))
 
+def cuda_script(output: Path) -> str:
+    """Return the build of `_C` as ninja reads it; paths are relative to the folder of this file."""
+    nvcc = find_nvcc()
     architectures, names = architecture_flags(nvcc)
     host = os.environ.get("CXX") or "g++"
-    bindings = (*COMMON, "-fPIC", "-fvisibility=hidden", f"-I{pybind11.get_include()}")
-    bindings += (f"-I{sysconfig.get_path('include')}", f'-DFUSED_OPTIM_ARCHITECTURES="{names}"')
+    bindings = (*HOST_FLAGS, *bindings_flags(), f'-DFUSED_OPTIM_ARCHITECTURES="{names}"')
     ccbin = ("-ccbin", host) if os.environ.get("CXX") else ()
     link = ("-shared", "-cudart", "static", *ccbin, *library_flags(nvcc))
-    compile_cuda = quoted(nvcc, *NVCC_FLAGS, *compression_flags(nvcc), *ccbin, *architectures)
-    output = output.relative_to(ROOT)
     lines = [
         f"builddir = {escaped(output.parent)}",  # of ninja's own files
-        "rule nvcc",
-        f"  command = {compile_cuda} -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule host",
-        f"  command = {quoted(*host.split(), *bindings)} -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
+        *rule("nvcc", quoted(nvcc, *NVCC_FLAGS, *compression_flags(nvcc), *ccbin, *architectures)),
+        *rule("host", quoted(*host.split(), *bindings)),
         "rule link",
         f"  command = {quoted(nvcc, *link)} -o $out $in -Xlinker --exclude-libs,ALL -Xlinker -s",
     ]
@@ -150,6 +183,36 @@ def ninja_file(nvcc: Path, output: Path) -> str:
     for source in SOURCES:
         made = escaped(output.parent / f"{Path(source).name}.o")
         lines.append(f"build {made}: {'nvcc' if source.endswith('.cu') else 'host'} {source}")
+        objects.append(made)
+    lines.append(f"build {escaped(output)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def cpu_script(output: Path) -> str:
+    """Return the build of `_cpu` as ninja reads it: its kernels once for each instruction set."""
+    compiler = shlex.split(find_cxx())
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = X86_KERNELS if x86 else {"base": (platform.machine(), "")}
+    common = quoted(*compiler, *HOST_FLAGS, *CPU_FLAGS, "-DFUSED_OPTIM_CPU=1")
+    strip = () if sys.platform == "darwin" else ("-Wl,-s",)
+    undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    lines = [
+        f"builddir = {escaped(output.parent)}",
+        *rule("host", f"{common} {quoted(*bindings_flags())}"),
+        "rule link",
+        f"  command = {quoted(*compiler, '-shared', *undefined, *strip)} -o $out $in"
+        + ("" if sys.platform == "darwin" else " -ldl"),
+    ]
+    objects = []
+    for name in CPU_SOURCES:
+        made = escaped(output.parent / f"{Path(name).name}.o")
+        lines.append(f"build {made}: host csrc/{name}.cpp")
+        objects.append(made)
+    for name, (isa, flags) in sets.items():
+        defines = (f"-DFUSED_OPTIM_NAMESPACE=fused_optim_{name}", f'-DFUSED_OPTIM_ISA="{isa}"')
+        lines += rule(f"kernels_{name}", f"{common} {flags} {quoted(*defines)}")
+        made = escaped(output.parent / f"kernels_{name}.o")
+        lines.append(f"build {made}: kernels_{name} csrc/cpu/kernels.cpp")
         objects.append(made)
     lines.append(f"build {escaped(output)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
@@ -166,21 +229,35 @@ def run_ninja(folder: Path) -> None:
     on_path = None if own else shutil.which("ninja")
     command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
     if subprocess.run([*command, "-f", folder / "build.ninja"], cwd=ROOT).returncode != 0:
-        raise NotPossible("the CUDA extension did not compile; the compiler's message is above")
+        raise NotPossible("it did not compile; the compiler's message is above")
 
 
-class BuildCuda(build_ext):
-    """Compiles csrc/ with nvcc and links it with the static CUDA runtime, through ninja."""
+EXTENSIONS = {
+    "fused_optim._C": ("CUDA", SOURCES, cuda_script, find_nvcc, ("linux",)),
+    "fused_optim._cpu": (
+        "CPU",
+        tuple(f"csrc/{name}.cpp" for name in (*CPU_SOURCES, "cpu/kernels")),
+        cpu_script,
+        find_cxx,
+        ("linux", "darwin"),
+    ),
+}
+"""By an extension's name: its use, its sources, its build, what finds the compiler, platforms."""
+
+
+class BuildKernels(build_ext):
+    """Compiles csrc/ through ninja: for GPUs with nvcc, for CPUs with a C++ compiler."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Build into build/cuda, where the next build finds what did not change, and copy."""
+        """Build into build/, where the next build finds what did not change, and copy."""
+        what, _, script_of, _, _ = EXTENSIONS[ext.name]
         tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        folder = ROOT / "build" / "cuda" / tag
+        folder = ROOT / "build" / what.lower() / tag
         target = Path(self.get_ext_fullpath(ext.name))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             output = folder / target.name
-            script = ninja_file(find_nvcc(), output)
+            script = script_of(output.relative_to(ROOT))
             if (
                 not (folder / "build.ninja").exists()
                 or (folder / "build.ninja").read_text() != script
@@ -188,11 +265,11 @@ class BuildCuda(build_ext):
                 (folder / "build.ninja").write_text(script)
             run_ninja(folder)
         except NotPossible as reason:
-            if cuda_request() == "1":
+            if request_of(f"FUSED_OPTIM_{what}") == "1":
                 raise SystemExit(
-                    f"FUSED_OPTIM_CUDA=1 requires the CUDA extension: {reason}"
+                    f"FUSED_OPTIM_{what}=1 requires the {what} extension: {reason}"
                 ) from None
-            print(f"fused_optim is built without its CUDA extension: {reason}", file=sys.stderr)
+            print(f"fused_optim is built without its {what} extension: {reason}", file=sys.stderr)
             for stale in (target, ROOT / "fused_optim" / target.name):
                 stale.unlink(missing_ok=True)
             return
@@ -205,19 +282,24 @@ class BuildCuda(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """Return the CUDA extension, or nothing where it is unwanted or can't be built."""
-    request = cuda_request()
-    if request == "0":
-        return []
-    try:
-        if sys.platform != "linux":
-            raise NotPossible("it is built on Linux only")
-        find_nvcc()
-    except NotPossible as reason:
-        if request == "1":
-            raise SystemExit(f"FUSED_OPTIM_CUDA=1 requires the CUDA extension: {reason}") from None
-        return []
-    return [Extension("fused_optim._C", sources=list(SOURCES), optional=True)]
+    """Return the extensions, but for those that are unwanted or can't be built."""
+    found = []
+    for name, (what, sources, _, find_compiler, platforms) in EXTENSIONS.items():
+        request = request_of(f"FUSED_OPTIM_{what}")
+        if request == "0":
+            continue
+        try:
+            if sys.platform not in platforms:
+                raise NotPossible(f"it is built on {' and '.join(platforms)} only")
+            find_compiler()
+        except NotPossible as reason:
+            if request == "1":
+                raise SystemExit(
+                    f"FUSED_OPTIM_{what}=1 requires the {what} extension: {reason}"
+                ) from None
+            continue
+        found.append(Extension(name, sources=list(sources), optional=True))
+    return found
 
 
 setup(
@@ -228,5 +310,5 @@ setup(
     ],
     package_dir={"fused_optim.triton_kernels": "triton_kernels"},
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildCuda},
+    cmdclass={"build_ext": BuildKernels},
 )

@@ -20,8 +20,9 @@ from bench.setups import DTYPES, SETUPS, Setup, named
 from bench.shapes import SHAPES, numel
 from bench.tables import compared, tables
 from fused_optim.backends import dispatch
+from fused_optim.ops import FAMILIES
 
-_OPS = ("adamw", "adafactor")
+_OPS = tuple(FAMILIES)
 PARTS = ("ratios", "rows", "memory")
 """What a run measures, in this order: what matters most comes first where time is short."""
 
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flag = found.add_argument
     flag("--list", action="store_true", help="list setups, shapes and pairs, and stop")
-    flag("--op", type=_names(_OPS), help="adamw, adafactor")
+    flag("--op", type=_names(_OPS), help=", ".join(_OPS))
     flag("--shapes", type=_names(tuple(SHAPES)), help="lists of shapes")
     flag("--dtype", type=_names(tuple(DTYPES)), help="dtypes of parameters and gradients")
     flag("--only", metavar="TEXTS", help="setups and pairs whose names contain one of these")

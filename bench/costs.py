@@ -9,6 +9,7 @@ from bench import traffic
 from bench.setups import DTYPES, OURS
 from bench.subject import Subject
 from fused_optim import precision
+from fused_optim.ops import FAMILIES
 
 _MOST_TRACED = 2000
 """Tensors of a peer's step that is traced: of loops over more, torch takes minutes to make a table,
@@ -35,7 +36,7 @@ def launches(subject: Subject) -> int | None:
     ours = subject.setup.source == OURS
     if subject.device.type == "cuda":
         return _traced_launches(subject) if ours or subject.tensors <= _MOST_TRACED else None
-    if not ours or subject.backend == "eager":
+    if not ours or subject.backend in ("cpu", "eager"):
         return None
     return traffic.launches(subject.setup.op, clip=subject.optimizer.max_grad_norm is not None)
 
@@ -64,7 +65,9 @@ def _counted_bytes(subject: Subject) -> float | None:
     clips = subject.optimizer.max_grad_norm is not None
     total = traffic.clip_bytes(kind) * subject.parameters if clips else 0.0
     for param in subject.params:
-        moved = traffic.moved(replace(kind, factored=kind.op == "adamw" or param.dim() > 1))
+        moved = traffic.moved(
+            replace(kind, factored=FAMILIES[kind.op].elementwise or param.dim() > 1)
+        )
         if moved is None:
             return None
         total += moved * param.numel()

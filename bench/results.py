@@ -69,7 +69,7 @@ class Row(_Measured):
     """The time of one optimizer's step on one list of shapes."""
 
     KEY = ("optimizer", "shapes", "dtype")
-    op: str  # "adamw" or "adafactor"
+    op: str  # a name of fused_optim.ops.FAMILIES
     optimizer: str
     source: str
     backend: str | None  # None for optimizers that are not this package's

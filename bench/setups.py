@@ -22,7 +22,7 @@ MAX_GRAD_NORM = 1.0  # To which the clipped setups clip
 @dataclass(frozen=True)
 class Setup:
     name: str
-    op: str  # adamw or adafactor
+    op: str  # a name of fused_optim.ops.FAMILIES
     source: str  # the package it comes from, as pip's users know it
     factory: str  # module:class
     options: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ _MODES = ("nearest", "stochastic", "kahan", "split", "master")
 
 def _own() -> list[Setup]:
     def own(name: str, factory: str, dtypes: tuple[str, ...] = _ALL, **options: Any) -> Setup:
-        op = "adafactor" if "Adafactor" in factory else "adamw"
+        op = next((name for name in ("adafactor", "lion") if name in factory.lower()), "adamw")
         return Setup(name, op, OURS, factory, options, dtypes)
 
     adamw, adafactor = "fused_optim:AdamW", "fused_optim:Adafactor"
@@ -63,6 +63,7 @@ def _own() -> list[Setup]:
         own("AdamW bf16-moments", adamw, ("fp32", "fp16"), state_dtype=_BF16, **decay),
         own("AdamW clipped", adamw, max_grad_norm=MAX_GRAD_NORM, **decay),
         own("AdamWeightDecay", "fused_optim:AdamWeightDecay", weight_decay_rate=0.01),
+        own("Lion", "fused_optim:Lion", **decay),
         own("torch_compat.AdamW", torch_adamw),
         own("torch_compat.AdamW nearest", torch_adamw, ("bf16",), low_precision="nearest"),
         own("torch_compat.AdamW amsgrad", torch_adamw, amsgrad=True),
@@ -101,6 +102,7 @@ def _baselines() -> list[Setup]:
         factory = "transformers.optimization:Adafactor"
         return Setup(name, "adafactor", "transformers", factory, options, _ALL, clips)
 
+    decay = {"weight_decay": 0.01}
     return [
         adam("torch AdamW for-loop", foreach=False),
         adam("torch AdamW foreach", foreach=True),
@@ -109,6 +111,7 @@ def _baselines() -> list[Setup]:
         adam("torch AdamW foreach clipped", foreach=True, clips=True),
         adam("torch AdamW fused clipped", fused=True, clips=True),
         adam("torch Adam fused", "Adam", fused=True),
+        Setup("for-loop Lion", "lion", "torch", "bench.lion:ForLoopLion", decay, _ALL[:2]),
         adafactor("torch Adafactor"),
         adafactor("torch Adafactor foreach", foreach=True),
         transformers("transformers Adafactor"),
@@ -121,7 +124,8 @@ def _baselines() -> list[Setup]:
 def _peer(name: str, source: str, factory: str, dtypes: str = "fp32 bf16", **options: Any) -> Setup:
     # torchao is compiled per tensor, and how often it passes over memory is inductor's affair.
     one_pass = source != "torchao"
-    return Setup(name, "adamw", source, factory, options, tuple(dtypes.split()), False, one_pass)
+    op = "lion" if "Lion" in name else "adamw"
+    return Setup(name, op, source, factory, options, tuple(dtypes.split()), False, one_pass)
 
 
 def _peers() -> list[Setup]:
@@ -135,6 +139,7 @@ def _peers() -> list[Setup]:
         _peer("torchao AdamWFp8", "torchao", f"{ao}:AdamWFp8"),
         _peer("torchao AdamW stochastic", "torchao", f"{ao}:_AdamW", "bf16", **rounds),
         _peer("bitsandbytes AdamW", "bitsandbytes", f"{bnb}:AdamW32bit"),
+        _peer("bitsandbytes Lion", "bitsandbytes", f"{bnb}:Lion32bit"),
         _peer("bitsandbytes AdamW8bit", "bitsandbytes", f"{bnb}:AdamW8bit"),
         _peer("FlashAdamW", "flashoptim", flash),
         _peer("FlashAdamW 32-bit", "flashoptim", flash, "bf16", **full),

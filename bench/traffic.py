@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.results import by_line
+from fused_optim.ops import FAMILIES
 
 COUNTS = Path(__file__).parent / "results" / "traffic.json"
 FORMAT = 1
@@ -16,7 +17,7 @@ FORMAT = 1
 class Kind:
     """What decides how many bytes a step moves per parameter."""
 
-    op: str  # adamw or adafactor
+    op: str  # a name of fused_optim.ops.FAMILIES
     dtype: str = "float32"
     grad_dtype: str = "float32"
     mode: str = "none"  # the kernel contract's; none for float32
@@ -87,7 +88,7 @@ def moved(kind: Kind) -> float | None:
 
 def clip_bytes(kind: Kind) -> float:
     """Return the bytes per parameter that clipping to a norm adds: for Adafactor there are none."""
-    if kind.op != "adamw":
+    if not FAMILIES[kind.op].elementwise:
         return 0.0
     return counts()["clip"]["bytes_per_parameter"][kind.grad_dtype]
 
@@ -117,12 +118,12 @@ def kind_of(
 def launches(op: str, *, clip: bool = False) -> int:
     """Return the kernel launches of a bucket's step; with ``clip``, those of the norm included.
 
-    Adafactor's statistics yield the norm, so only AdamW launches more for it.
+    Adafactor's statistics yield the norm, so only elementwise updates launch more for it.
     """
     found = {r["launches"] for k, r in _rows().items() if k.op == op and not k.visited}
     if len(found) != 1:
-        raise ValueError(f"launches of {op!r} were not counted; counted: adamw, adafactor")
-    return found.pop() + (counts()["clip"]["launches"] if clip and op == "adamw" else 0)
+        raise ValueError(f"launches of {op!r} were not counted; counted: {', '.join(FAMILIES)}")
+    return found.pop() + (counts()["clip"]["launches"] if clip and FAMILIES[op].elementwise else 0)
 
 
 def write(data: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,5 @@
-// The ops as the Python module fused_optim._C. Pointers and streams are Python ints; this file
-// knows pybind11, and neither CUDA nor torch.
+// The ops as a Python module: fused_optim._C, of CUDA, or fused_optim._cpu. Pointers and streams
+// are Python ints; this file knows pybind11, and neither CUDA nor torch.
 #include <pybind11/pybind11.h>
 
 #include "ops.h"
@@ -8,8 +8,19 @@
 #include "host/fibers.h"
 #endif
 
+#ifdef FUSED_OPTIM_CPU
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+#endif
+
 #ifndef FUSED_OPTIM_ARCHITECTURES
 #define FUSED_OPTIM_ARCHITECTURES ""
+#endif
+
+#ifdef FUSED_OPTIM_CPU
+#define FUSED_OPTIM_MODULE _cpu
+#else
+#define FUSED_OPTIM_MODULE _C
 #endif
 
 namespace py = pybind11;
@@ -31,9 +42,9 @@ T* Pointer(uintptr_t address) {
 PyLaunch MakeLaunch(int device, uintptr_t stream, int64_t dtype, int mode, int64_t tensors,
                     uintptr_t records, uintptr_t rows, uintptr_t items, int64_t num_items,
                     uintptr_t grad_scale, uintptr_t found_inf, uintptr_t clip, int64_t clip_stride,
-                    int64_t seed_low, int64_t seed_high) {
+                    int64_t seed_low, int64_t seed_high, int threads) {
   PyLaunch launch;
-  launch.target = {device, Pointer<void>(stream), tensors, dtype, static_cast<Mode>(mode)};
+  launch.target = {device, Pointer<void>(stream), tensors, dtype, static_cast<Mode>(mode), threads};
   launch.arguments = {Pointer<const TensorRecord>(records), Pointer<const void>(rows),
                       Pointer<const WorkItem>(items),       num_items,
                       Pointer<const float>(grad_scale),     Pointer<const float>(found_inf),
@@ -42,16 +53,31 @@ PyLaunch MakeLaunch(int device, uintptr_t stream, int64_t dtype, int mode, int64
   return launch;
 }
 
-void DefineOps(py::module_& m) {
-  m.def("adamw_", [](const PyLaunch& launch, bool amsgrad) {
-    AdamW(launch.target, launch.arguments, amsgrad);
-  });
-  m.def("lion_", [](const PyLaunch& launch) { Lion(launch.target, launch.arguments); });
-  m.def("grad_square_sums",
-        [](const PyLaunch& launch, bool clamps, uintptr_t partials, uintptr_t sums) {
-          GradSquareSums(launch.target, launch.arguments, clamps, Pointer<float>(partials),
-                         Pointer<float>(sums));
-        });
+// Python's other threads run while an op does.
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+void DefineElementwise(py::module_& m) {
+  m.def(
+      "adamw_",
+      [](const PyLaunch& launch, bool amsgrad) { AdamW(launch.target, launch.arguments, amsgrad); },
+      Unlocked());
+  m.def("lion_", [](const PyLaunch& launch) { Lion(launch.target, launch.arguments); }, Unlocked());
+  m.def(
+      "grad_square_sums",
+      [](const PyLaunch& launch, bool clamps, uintptr_t partials, uintptr_t sums) {
+        GradSquareSums(launch.target, launch.arguments, clamps, Pointer<float>(partials),
+                       Pointer<float>(sums));
+      },
+      Unlocked());
+}
+
+#ifdef FUSED_OPTIM_CPU
+void DefineCpu(py::module_& m) {
+  m.attr("ISA") = fused_optim_cpu::Chosen().name;
+  m.def("use_runtime", &fused_optim_cpu::UseRuntime, "path"_a);
+}
+#else
+void DefineAdafactor(py::module_& m) {
   m.def("adafactor_statistics", [](const PyLaunch& launch, uintptr_t lines, int64_t num_lines,
                                    uintptr_t scratch, uintptr_t sums) {
     AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines), num_lines,
@@ -75,6 +101,7 @@ void DefineOps(py::module_& m) {
   m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a);
   m.def("check_device", &CheckDevice, "device"_a);
 }
+#endif
 
 #ifdef FUSED_OPTIM_HOST
 void DefineHost(py::module_& m) {
@@ -104,16 +131,21 @@ void DefineHost(py::module_& m) {
 }  // namespace
 }  // namespace fused_optim
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(FUSED_OPTIM_MODULE, m) {
   using namespace fused_optim;
-  m.doc() = "CUDA kernels of fused_optim; fused_optim/backends/cuda.py is their caller.";
+  m.doc() = "Kernels of fused_optim; fused_optim/backends/compiled.py is their caller.";
   m.attr("CHUNK_SIZE") = kChunkSize;
   m.attr("ARCHITECTURES") = FUSED_OPTIM_ARCHITECTURES;
   py::class_<PyLaunch>(m, "Launch", py::module_local())
       .def(py::init(&MakeLaunch), py::kw_only(), "device"_a, "stream"_a, "dtype"_a, "mode"_a,
            "tensors"_a, "records"_a, "rows"_a, "items"_a, "num_items"_a, "grad_scale"_a,
-           "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a);
-  DefineOps(m);
+           "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a, "threads"_a = 1);
+  DefineElementwise(m);
+#ifdef FUSED_OPTIM_CPU
+  DefineCpu(m);
+#else
+  DefineAdafactor(m);
+#endif
 #ifdef FUSED_OPTIM_HOST
   DefineHost(m);
 #endif

@@ -39,6 +39,7 @@ struct LaunchTarget {
   int64_t tensors;
   int64_t dtype;
   Mode mode;
+  int threads;  // of a CPU; a GPU does not read it
 };
 
 // One AdamW step. Items are chunks.

@@ -92,6 +92,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             import host_module  # skips where there is no C++ compiler
 
             patch.setitem(sys.modules, "fused_optim.backends.cuda", host_module.backend())
+        elif name == "cpu":
+            pytest.importorskip("fused_optim._cpu", reason="there are no CPU kernels")
         else:
             pytest.importorskip("triton")
             interpreter.quicken()

@@ -1,6 +1,6 @@
 // The sole home of CUDA intrinsics, PTX, barriers, shuffles, memory accesses of tensors, and
-// launches. host/device_twin.h has the same names for a C++ compiler: it runs the kernels on a CPU,
-// in tests.
+// launches. Two headers have its names for a C++ compiler: cpu/device.h for the CPU backend, and
+// host/device_twin.h, which runs the CUDA kernels on a CPU, in tests.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#ifndef FUSED_OPTIM_HOST
+#if !defined(FUSED_OPTIM_HOST) && !defined(FUSED_OPTIM_CPU)
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -17,11 +17,16 @@
 #include <utility>
 #endif
 
+#ifdef FUSED_OPTIM_CPU
+#define FUSED_DEVICE inline __attribute__((always_inline))
+#define FUSED_MATH FUSED_DEVICE
+#else
 #define FUSED_DEVICE __device__ __forceinline__
 #define FUSED_MATH __host__ __device__ __forceinline__
-#ifdef FUSED_OPTIM_HOST
-#define FUSED_SLOW_PATH \
-  inline  // a call on the device, so that the body is not copied to every caller
+#endif
+// A function that is called on the device, so that its body is not copied to every caller.
+#if defined(FUSED_OPTIM_HOST) || defined(FUSED_OPTIM_CPU)
+#define FUSED_SLOW_PATH inline
 #else
 #define FUSED_SLOW_PATH inline __device__ __noinline__
 #endif
@@ -48,7 +53,9 @@ struct LaunchSite {
 
 }  // namespace fused_optim
 
-#ifdef FUSED_OPTIM_HOST
+#if defined(FUSED_OPTIM_CPU)
+#include "cpu/device.h"
+#elif defined(FUSED_OPTIM_HOST)
 #include "host/device_twin.h"
 #else
 
@@ -255,4 +262,4 @@ FUSED_DEVICE float SquareRoot(float x) { return __fsqrt_rn(x); }
 
 }  // namespace fused_optim
 
-#endif  // FUSED_OPTIM_HOST
+#endif  // FUSED_OPTIM_CPU, FUSED_OPTIM_HOST

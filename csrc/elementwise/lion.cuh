@@ -15,12 +15,14 @@ struct LionUpdate {
   template <int N>
   FUSED_DEVICE static void Step(const Row& row, const float (&g)[N], float (&p)[N], float (&m)[N],
                                 float (&)[N], float (&)[N]) {
+    const float rate = row.step_size;  // loaded here, as a CPU can't load it under a condition
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float u = (row.b1 * m[i]) + (row.omb1 * g[i]);  // [L1]
-      const float rest = u < 0.0f ? -row.step_size : u;     // 0 and NaN are their own signs
-      p[i] = (p[i] * row.decay_before) - ((u > 0.0f ? row.step_size : rest) + 0.0f);  // [L2]
-      m[i] = (row.b2 * m[i]) + (row.omb2 * g[i]);                                     // [L3]
+      const float rest = u < 0.0f ? -rate : u;              // 0 and NaN are their own signs
+      const float move = u > 0.0f ? rate : rest;
+      p[i] = (p[i] * row.decay_before) - (move + 0.0f);  // [L2]
+      m[i] = (row.b2 * m[i]) + (row.omb2 * g[i]);        // [L3]
     }
   }
 };

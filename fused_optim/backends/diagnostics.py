@@ -73,9 +73,8 @@ def _reasons(backend: str, optimizers: Sequence[type]) -> str:
     reasons: dict[str, list[str]] = {}
     for cls in optimizers:
         reason = dispatch.why_not(backend, _last_op(cls))
-        reasons.setdefault(reason or "it works here, for CUDA tensors", []).append(
-            errors.class_name(cls)
-        )
+        works = f"it works here, for {'CPU' if backend == 'cpu' else 'CUDA'} tensors"
+        reasons.setdefault(reason or works, []).append(errors.class_name(cls))
     if len(reasons) == 1:
         return next(iter(reasons))
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())

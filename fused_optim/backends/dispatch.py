@@ -11,14 +11,19 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("cuda", "triton", "eager")
-"""Backends from fastest to slowest; ``auto`` takes the first that works."""
+from fused_optim.ops import GRADIENT_SUMS
+
+BACKENDS = ("cuda", "triton", "cpu", "eager")
+"""Backends from fastest to slowest; ``auto`` takes the first that works for a device."""
+
+ON_DEVICES = tuple(name for name in BACKENDS if name != "cpu")
+"""The backends that may update tensors of other devices than the CPU."""
 
 ENVIRONMENT_VARIABLE = "FUSED_OPTIM_BACKEND"
 """Names the backend that ``backend="auto"`` stands for, for a whole process."""
 
 TEST_VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
-"""For tests alone: backends that may take CPU tensors, ``triton``, ``cuda`` or ``triton,cuda``.
+"""For tests alone: the backends that may take CPU tensors, such as ``eager`` or ``triton,cuda``.
 
 ``backend="auto"`` sends CPU tensors to the first. ``triton`` needs Triton's interpreter
 (``TRITON_INTERPRET=1``), ``cuda`` the kernels compiled for the host.
@@ -27,6 +32,7 @@ TEST_VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
 _MODULES = {
     "cuda": "fused_optim.backends.cuda",
     "triton": "fused_optim.triton_kernels",
+    "cpu": "fused_optim.backends.cpu",
     "eager": "fused_optim.backends.eager",
 }
 
@@ -62,6 +68,8 @@ def check_backend(requested: str, op: str, device: torch.device | None = None) -
         RuntimeError: it is one, but not available here; the message gives the reason.
     """
     name, setting = resolve(requested)
+    if requested == "cpu":  # eager has the ops that it lacks
+        op = GRADIENT_SUMS
     if requested != "auto":
         _check_available(name, setting, op, device)
 
@@ -69,7 +77,9 @@ def check_backend(requested: str, op: str, device: torch.device | None = None) -
 def choose(requested: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """Return the backend that runs ``op`` on tensors of ``device`` and ``dtype``.
 
-    Eager updates all float64 parameters, and all CPU tensors unless `TEST_VARIABLE` is set.
+    Eager updates all float64 parameters. CPU tensors go to the CPU kernels, or to eager where it is
+    named or there are no such kernels, whichever GPU backend is named; `TEST_VARIABLE` may name
+    others for them. Where ``"cpu"`` is named, eager updates the tensors of other devices.
 
     Raises:
         ValueError: ``requested``, or `ENVIRONMENT_VARIABLE` for ``"auto"``, names no backend.
@@ -79,14 +89,22 @@ def choose(requested: str, op: str, device: torch.device, dtype: torch.dtype | N
     if dtype is torch.float64:
         return "eager"
     if device.type == "cpu":
-        tested = _tested()
-        return tested[0] if name == "auto" else name if name in tested else "eager"
+        return _choose_on_cpu(name, op)
     if name == "auto":
-        return next(fast for fast in BACKENDS if why_not(fast, op, device) is None)
-    if name in _given_up:
+        return next(fast for fast in ON_DEVICES if why_not(fast, op, device) is None)
+    if name in _given_up or name == "cpu":
         return "eager"
     _check_available(name, setting, op, device)
     return name
+
+
+def _choose_on_cpu(name: str, op: str) -> str:
+    tested = _tested()
+    if tested:
+        name = tested[0] if name == "auto" else name if name in tested else "eager"
+    elif name != "eager":
+        name = "cpu"
+    return "eager" if name == "cpu" and why_not(name, op) is not None else name
 
 
 def give_up(backend: str, reason: object) -> None:
@@ -152,7 +170,7 @@ def _why_not_on(device: int) -> str | None:
 def _why_not(backend: str, op: str, tested: bool) -> str | None:
     if importlib.util.find_spec(_MODULES[backend]) is None:
         return f"this installation of fused_optim has no {backend} kernels"
-    if not (tested or torch.cuda.is_available() or _has_xpu(backend)):
+    if not (tested or backend == "cpu" or torch.cuda.is_available() or _has_xpu(backend)):
         return "torch sees no GPU"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
@@ -166,7 +184,8 @@ def _why_not(backend: str, op: str, tested: bool) -> str | None:
 
 
 def _tested() -> list[str]:
-    return os.environ.get(TEST_VARIABLE, "eager").split(",")
+    named = os.environ.get(TEST_VARIABLE)
+    return named.split(",") if named else []
 
 
 def _has_xpu(backend: str) -> bool:

@@ -59,8 +59,9 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         params: parameters, named parameters or parameter groups, as for any torch optimizer.
         defaults: the subclass's hyperparameters.
         backend: ``"auto"`` runs each device on the fastest backend that works there. ``"cuda"``,
-            ``"triton"`` and ``"eager"`` name one, which is checked at once. CPU tensors always
-            run on eager.
+            ``"triton"``, ``"cpu"`` and ``"eager"`` name one, which is checked at once. CPU tensors
+            run on cpu where it was built and has the update, else on eager; only on eager if that
+            is named.
         low_precision: how the float32 value of a 16-bit parameter is kept: ``"auto"``,
             ``"nearest"``, ``"stochastic"``, ``"kahan"``, ``"split"`` or ``"master"``.
         state_dtype: how moments are stored, or None for torch's footprint.

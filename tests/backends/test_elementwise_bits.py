@@ -50,6 +50,11 @@ def update(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
     backend, name = request.param[:2]
     if backend == "eager":
         ops: Any = eager
+    elif backend == "cpu":
+        pytest.importorskip("fused_optim._cpu", reason="there are no CPU kernels")
+        from fused_optim.backends import cpu
+
+        ops = OnBuckets(cpu)
     elif backend == "cuda":
         import host_module
 

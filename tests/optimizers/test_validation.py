@@ -198,7 +198,7 @@ def test_adafactor_contradicts_itself_in_transformers_words():
         ({"seed": None}, r"Invalid seed: None"),
         (
             {"backend": "rocm"},
-            r"backend='rocm' is unknown; use 'auto' or one of cuda, triton, eager",
+            r"backend='rocm' is unknown; use 'auto' or one of cuda, triton, cpu, eager",
         ),
         ({"backend": None}, r"backend=None is unknown"),
     ],

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("optimizers", "schedules", "distributed", "plan", "backends", "precision", "errors", "ops")
 """The rooms of the package from top to bottom; a module imports from its own and from below."""
 
-LAZY = {"fused_optim._C", "fused_optim.triton_kernels"}
+LAZY = {"fused_optim._C", "fused_optim._cpu", "fused_optim.triton_kernels"}
 """What may be imported within a function: compiled libraries, and what needs Triton."""
 
 

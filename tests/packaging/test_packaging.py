@@ -25,19 +25,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("bench", "csrc", "docs", "examples", "fused_optim", "tests", "tools", "triton_kernels")
 SOURCE_SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".jinja", ".json", ".md", ".mplstyle", ".py"}
 HIDDEN = ("PYTHONPATH", "FUSED_OPTIM_CUDA", "TRITON_INTERPRET", "MAKEFLAGS", "MAKELEVEL", "VENV")
+NO_EXTENSIONS = {"FUSED_OPTIM_CUDA": "0", "FUSED_OPTIM_CPU": "0"}
 OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation")
 
 
 def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str) -> str:
     """The output of a command, run with nothing of this test session in its environment.
 
-    Builds leave the CUDA extension out, which is test_cuda_build.py's matter.
+    Builds leave the extensions out, which test_cuda_build.py and test_cpu_build.py build.
     """
     clean = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=clean | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "FUSED_OPTIM_CUDA": "0"} | env,
+        env=clean | NO_EXTENSIONS | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,7 +83,7 @@ def wheel(sdist: Path, no_torch: str, tmp_path_factory: pytest.TempPathFactory) 
     """Built from the sdist, so that whatever the sdist lacks is missed here."""
     out = tmp_path_factory.mktemp("wheel")
     command = (sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", out, sdist)
-    run(*command, cwd=out, PYTHONPATH=no_torch, FUSED_OPTIM_CUDA="0")
+    run(*command, cwd=out, PYTHONPATH=no_torch)
     (archive,) = out.iterdir()
     return archive
 

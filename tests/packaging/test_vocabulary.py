@@ -18,7 +18,7 @@ CONTRACT = (ROOT / "docs" / "kernel_contract.md").read_text()
 BACKENDS = {
     "eager": sorted((ROOT / "fused_optim" / "backends" / "eager").glob("*.py")),
     "triton": sorted((ROOT / "triton_kernels").glob("*.py")),
-    "cuda": [ROOT / "fused_optim" / "backends" / "cuda.py"],
+    "cuda": [ROOT / "fused_optim" / "backends" / name for name in ("cuda.py", "compiled.py")],
 }
 MATH = {
     "eager": BACKENDS["eager"],
@@ -44,12 +44,10 @@ def exported(paths: list[Path]) -> set[str]:
 
 
 def signatures(paths: list[Path]) -> dict[str, list[str]]:
-    functions = [n for p in paths for n in ast.parse(p.read_text()).body]
-    return {
-        node.name: [argument.arg for argument in node.args.args]
-        for node in functions
-        if isinstance(node, ast.FunctionDef)
-    }
+    nodes = [n for p in paths for n in ast.walk(ast.parse(p.read_text()))]
+    named = [n for n in nodes if isinstance(n, ast.FunctionDef)]
+    arguments = {node.name: [argument.arg for argument in node.args.args] for node in named}
+    return {name: [a for a in found if a != "self"] for name, found in arguments.items()}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

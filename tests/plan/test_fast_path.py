@@ -202,7 +202,7 @@ def test_clip_value_and_grad_scale_do_not_take_it(calls: list[int]) -> None:
 def test_groups_share_a_bucket_and_keep_their_options(calls: list[int]) -> None:
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
     groups = [{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 0.2, 0.3), strict=True)]
-    optimizer = torch_compat.AdamW(groups, weight_decay=0.0)
+    optimizer = torch_compat.AdamW(groups, weight_decay=0.0, backend="eager")
     for p in params:
         p.grad = torch.ones(3)
     optimizer.step()

@@ -361,9 +361,9 @@ def test_every_bucket_counts_its_writes_beside_one_of_eager(seen: list) -> None:
     assert {key.dtype for _, key, _ in seen} == {torch.float32}
 
 
-def test_auto_never_sends_cpu_tensors_to_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_never_sends_cpu_tensors_to_a_gpus_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.TEST_VARIABLE, raising=False)
-    assert dispatch.choose("auto", "adamw_", CPU) == "eager"
+    assert dispatch.choose("auto", "adamw_", CPU) in ("cpu", "eager")
     monkeypatch.setenv(dispatch.TEST_VARIABLE, "triton")
     assert dispatch.choose("auto", "adamw_", CPU) == "triton"
     assert dispatch.choose("eager", "adamw_", CPU) == "eager"

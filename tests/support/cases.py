@@ -1,6 +1,6 @@
 """The table of cases: optimizers with their options and oracles, and the tensors they update.
 
-One table drives every backend: `each_backend` runs a test on all three. Where there is no GPU, the
+One table drives every backend: `each_backend` runs a test on all four. Where there is no GPU, the
 kernels run on the CPU, CUDA's compiled by a C++ compiler and Triton's interpreted.
 `FUSED_OPTIM_TEST_BACKEND` names fewer backends, separated by commas. A new optimizer adds its rows
 to `TABLES`, and one to `ONE_OF_EACH`.
@@ -26,13 +26,13 @@ from fused_optim.ops import FAMILIES
 
 # On a GPU conftest.py renames the variable, which would send CPU tensors to its kernels.
 _NAMED = os.environ.get("FUSED_OPTIM_TEST_ON_GPU") or os.environ.get("FUSED_OPTIM_TEST_BACKEND")
-BACKENDS = (_NAMED or "eager,cuda,triton").split(",")
+BACKENDS = (_NAMED or "eager,cpu,cuda,triton").split(",")
 eager_only = pytest.mark.skipif("eager" not in BACKENDS, reason="about the eager backend")
 
 
 def device_of(backend: str) -> torch.device:
     """Return where a backend's tensors live: on a GPU if it has kernels for one that is there."""
-    if backend != "eager" and torch.cuda.is_available():
+    if backend not in ("eager", "cpu") and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("xpu" if backend == "triton" and torch.xpu.is_available() else "cpu")
 

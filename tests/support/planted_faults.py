@@ -102,6 +102,8 @@ class Copy:
             (root / kind).mkdir(parents=True)
             for build in (ROOT / kind).glob("*"):
                 (root / kind / build.name).symlink_to(build)
+        if (ROOT / "build/cpu").is_dir():  # which ninja brings up to date in place
+            shutil.copytree(ROOT / "build/cpu", root / "build/cpu")
 
     def noticed(self, fault: Fault) -> list[str]:
         """Return the tests that fail with a fault planted and not without: the first, or none.

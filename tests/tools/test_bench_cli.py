@@ -10,6 +10,7 @@ from pathlib import Path
 
 import bench_package  # noqa: F401
 import pytest
+import torch
 
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
@@ -19,6 +20,7 @@ from bench.goals import GOALS, Goal
 from bench.pairs import Pair, Target
 from bench.run import Session
 from bench.setups import SETUPS, Setup
+from fused_optim.backends import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = Pair("torch_compat.AdamW", "torch AdamW fused", "equal semantics")
@@ -58,7 +60,8 @@ def test_from_the_command_line_to_a_file(tmp_path: Path) -> None:
     assert 0.99 * low <= ratio.ratio <= 1.01 * high and low > 0  # of three digits
     assert ratio.ratio == pytest.approx(ratio.baseline_ms / ratio.ours_ms, rel=0.006)
     assert [row.optimizer for row in found.rows] == [ratio.ours, ratio.baseline]
-    assert [row.backend for row in found.rows] == ["eager", None]
+    chosen = dispatch.choose("auto", "adamw_", torch.device("cpu"))
+    assert [row.backend for row in found.rows] == [chosen, None]
     (memory,) = found.memory  # in a process of its own
     assert memory.state_bytes_per_parameter == pytest.approx(8, abs=0.01)
     assert found.missing == []

@@ -19,8 +19,8 @@ VARIABLE = "FUSED_OPTIM_TEST_BACKEND"
     [
         (True, "cuda,triton", "['cuda', 'triton'] cuda None"),
         (False, "triton", "['triton'] cpu triton"),
-        (True, None, "['eager', 'cuda', 'triton'] cpu None"),
-        (False, None, "['eager', 'cuda', 'triton'] cpu None"),
+        (True, None, "['eager', 'cpu', 'cuda', 'triton'] cpu None"),
+        (False, None, "['eager', 'cpu', 'cuda', 'triton'] cpu None"),
     ],
 )
 def test_backends(gpu: bool, named: str | None, expected: str) -> None:

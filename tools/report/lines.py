@@ -14,7 +14,7 @@ from tools.report import style
 from tools.report.style import Theme
 
 MOST_LINES = 7
-OPS = {"adamw": "AdamW", "adafactor": "Adafactor"}
+OPS = {"adamw": "AdamW", "lion": "Lion", "adafactor": "Adafactor"}
 
 
 def chosen(rows: pd.DataFrame, most: int = MOST_LINES) -> list[str]:

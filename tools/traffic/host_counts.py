@@ -18,7 +18,7 @@ import torch
 from bench import ROOT
 from bench.traffic import Kind
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
-from fused_optim.ops import SCALE_PARAMETER, AdafactorRow, AdamWRow
+from fused_optim.ops import FAMILIES, SCALE_PARAMETER, AdafactorRow
 from fused_optim.precision import extra_state
 
 LARGE = (272, 256)  # of several tiles, and too large for one visit
@@ -38,6 +38,7 @@ MODES = {
 }
 PASSES = {
     ("adamw_", 0): "step",
+    ("lion_", 0): "step",
     ("adafactor_statistics", 0): "statistics",
     ("adafactor_statistics", 1): "fold",
     ("adafactor_finalise_", 0): "finalise",
@@ -75,8 +76,9 @@ def bucket_of(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Bucket:
     """Return a bucket of random tensors. Moments and statistics are those of some earlier step."""
     dtype = getattr(torch, kind.dtype)
     key = BucketKey(kind.op, torch.device("cpu"), dtype, kind.mode, kind.amsgrad, False)
-    if kind.op == "adamw":
-        row: Any = AdamWRow()
+    family = FAMILIES[kind.op]
+    if family.elementwise:
+        row: Any = family.row()
     else:
         flags = SCALE_PARAMETER if kind.scale_parameter else 0
         row = AdafactorRow(b2=0.9, omb2=0.1, b1=0.9 * kind.beta1, flags=flags)
@@ -88,9 +90,9 @@ def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
     param = torch.randn(shape).to(dtype)
     entry = TensorEntry(param, torch.randn(shape).to(getattr(torch, kind.grad_dtype)))
     state = getattr(torch, kind.state_dtype or "float32")
-    if kind.op == "adamw":
+    if FAMILIES[kind.op].elementwise:
         entry.exp_avg = torch.zeros(shape, dtype=state)
-        entry.exp_avg_sq = torch.rand(shape).to(state)
+        entry.exp_avg_sq = torch.rand(shape).to(state) if kind.op == "adamw" else None
         entry.max_exp_avg_sq = torch.rand(shape).to(state) if kind.amsgrad else None
     else:
         entry.exp_avg = torch.zeros(shape, dtype=state) if kind.beta1 else None
@@ -127,7 +129,8 @@ def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
 
 def count(kind: Kind) -> dict[str, Any]:
     """Return launches and, by pass and tensor, bytes loaded, stored and touched."""
-    shape = SMALL if kind.visited else ELEMENTWISE if kind.op == "adamw" else LARGE
+    elementwise = FAMILIES[kind.op].elementwise
+    shape = SMALL if kind.visited else ELEMENTWISE if elementwise else LARGE
     bucket = bucket_of(kind, [shape if kind.factored else (math.prod(shape),)])
     entry, steps = bucket.entries[0], traces(bucket)
     names = ("grad", "param", "extra", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -155,6 +158,8 @@ def kinds() -> Iterator[Kind]:
         for mode, grad in itertools.product(modes, grads):
             for state, amsgrad in itertools.product(("float32", "bfloat16"), (False, True)):
                 yield Kind("adamw", dtype, grad, mode, state, amsgrad)
+                if not amsgrad:
+                    yield Kind("lion", dtype, grad, mode, state)
             for flags in itertools.product((False, True), repeat=4):
                 names = ("scale_parameter", "beta1", "factored", "visited")
                 named = dict(zip(names, flags, strict=True))
@@ -163,7 +168,7 @@ def kinds() -> Iterator[Kind]:
 
 
 def clip_counts() -> dict[str, Any]:
-    """Return what the norm of AdamW's gradients takes, by their dtype."""
+    """Return what the norm of an elementwise update's gradients takes, by their dtype."""
     cuda, found, launches = backend(), {}, set()
     for name in MODES:
         bucket = bucket_of(Kind("adamw", grad_dtype=name), [ELEMENTWISE])

@@ -16,6 +16,7 @@ import torch
 from bench import costs, setups, traffic
 from bench.shapes import SHAPES, Shapes, numel
 from bench.traffic import Kind
+from fused_optim.ops import FAMILIES
 from tools.traffic import dram, gpus
 from tools.traffic.gpus import GPUS, Gpu
 from tools.traffic.l2 import Walk
@@ -96,7 +97,7 @@ def predict(
 ) -> Prediction:
     """Predict a step on tensors of one dtype; ``walks`` as in `dram.adafactor`."""
     total = numel(shapes)
-    if setup.kind.op == "adamw":
+    if FAMILIES[setup.kind.op].elementwise:
         counted = float(traffic.moved(setup.kind) * total)
         passes = {"step": counted}
     else:

@@ -1,0 +1,172 @@
+"""The ops of docs/kernel_contract.md, run by a compiled extension: `_C` on a GPU, `_cpu` on a CPU.
+
+An extension sees addresses, sizes and a stream or a number of threads. It knows neither torch nor
+this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fused_optim.backends.interface import Counts, Launch, Needs, Shape, Tables, of_shape
+from fused_optim.ops import FAMILIES
+from fused_optim.precision import DTYPE_TAGS
+
+_MODES = {"none": 0, "nearest": 1, "stochastic": 2, "kahan": 3, "split": 4, "master": 5}
+
+
+class Elementwise:
+    """The ops whose work items are chunks.
+
+    Attributes:
+        extension: the compiled module.
+        place: returns the arguments of its ``Launch`` that say where to run, for the bucket's
+            device.
+    """
+
+    def __init__(
+        self, extension: ModuleType, place: Callable[[torch.device], dict[str, int]]
+    ) -> None:
+        self.extension = extension
+        self.place = place
+        chunks = Needs({"chunks": self._chunks})
+        self._needs = {
+            op: chunks for family in FAMILIES.values() if family.elementwise for op in family.ops
+        }
+        self._needs["grad_square_sums"] = chunks
+
+    def needs(self, op: str, launch: Launch) -> Needs:
+        """Return the maps and the scratch memory that an op reads."""
+        return self._needs[op]
+
+    def adamw_(self, tables: Tables, launch: Launch) -> None:
+        """Run one AdamW step on every tensor of the bucket, in one launch."""
+        self.extension.adamw_(self._launch(tables, "chunks"), tables.key.amsgrad)
+
+    def lion_(self, tables: Tables, launch: Launch) -> None:
+        """Run one Lion step on every tensor of the bucket, in one launch."""
+        self.extension.lion_(self._launch(tables, "chunks"))
+
+    def grad_square_sums(self, tables: Tables, launch: Launch) -> torch.Tensor:
+        """Return ``[entries]``: the sum of squares of each prepared gradient, not yet clipped."""
+        sums = new(tables, len(tables.records))
+        partials = new(tables, len(tables.maps["chunks"]))
+        clamps = FAMILIES[tables.key.op].clamps
+        self.extension.grad_square_sums(
+            self._launch(tables, "chunks"), clamps, partials.data_ptr(), sums.data_ptr()
+        )
+        return sums
+
+    def _chunks(self, shape: Shape) -> int:
+        return -(-shape.numel // self.extension.CHUNK_SIZE)
+
+    def _launch(self, tables: Tables, name: str) -> Any:
+        """Return the extension's view of a launch over the map of this name.
+
+        The tables must outlive the call that it is given to.
+        """
+        key, items = tables.key, tables.maps[name]
+        return self.extension.Launch(
+            **self.place(key.device),
+            dtype=DTYPE_TAGS[key.dtype],
+            mode=_MODES[key.mode],
+            tensors=len(tables.records),
+            records=tables.records.data_ptr(),
+            rows=tables.rows.data_ptr(),
+            items=items.data_ptr(),
+            num_items=len(items),
+            grad_scale=tables.grad_scale.data_ptr(),
+            found_inf=tables.found_inf.data_ptr(),
+            clip=tables.clip.data_ptr(),
+            clip_stride=tables.clip_stride,
+            seed_low=tables.seed_low,
+            seed_high=tables.seed_high,
+        )
+
+
+class WithAdafactor(Elementwise):
+    """All ops, of an extension that has Adafactor too."""
+
+    def __init__(
+        self, extension: ModuleType, place: Callable[[torch.device], dict[str, int]]
+    ) -> None:
+        super().__init__(extension, place)
+        tiles, lines = of_shape(extension.adafactor_tiles), of_shape(extension.adafactor_lines)
+        scratch = of_shape(extension.adafactor_scratch)
+
+        def visits(shape: Shape) -> int:
+            """Return 1 for a small tensor, whose whole step the finalising op makes, else 0."""
+            visited = extension.adafactor_visited(shape.batch, shape.rows, shape.cols)
+            return int(visited and not shape.sharded)
+
+        def large(count: Counts) -> Counts:
+            return lambda shape: 0 if visits(shape) else count(shape)
+
+        large_tiles, large_lines = large(tiles), large(lines)
+        self._all_statistics = Needs({"tiles": tiles, "lines": lines}, scratch)
+        self._needs |= {
+            "adafactor_statistics": Needs({"tiles": large_tiles, "lines": large_lines}, scratch),
+            "adafactor_finalise_": Needs({"lines": large_lines, "visits": visits}, scratch),
+            "adafactor_update_sums": Needs({"tiles": large_tiles}, scratch),
+            "adafactor_apply_": Needs({"tiles": large_tiles}, scratch),
+        }
+
+    def needs(self, op: str, launch: Launch) -> Needs:
+        """Return the maps and the scratch memory that an op reads."""
+        if op == "adafactor_statistics" and launch.sums_wanted:
+            return self._all_statistics
+        return super().needs(op, launch)
+
+    def adafactor_statistics(self, tables: Tables, launch: Launch) -> torch.Tensor | None:
+        """Run F1 and F2 in two launches: sums of squares of gradients and parameters.
+
+        Returns:
+            ``[entries]``: the sum of squares of each gradient, not clipped; None unless wanted.
+        """
+        sums = None
+        if launch.sums_wanted:
+            sums = new(tables, len(tables.records))
+            if tables.some_empty:
+                sums.zero_()
+        self.extension.adafactor_statistics(
+            self._launch(tables, "tiles"),
+            *_addressed(tables.maps["lines"]),
+            tables.scratch.data_ptr(),
+            0 if sums is None else sums.data_ptr(),
+        )
+        return sums
+
+    def adafactor_finalise_(self, tables: Tables, launch: Launch) -> None:
+        """Run F3 to F5: advance the statistics and find each tensor's step size before clipping.
+
+        For small tensors it also does all that is left of the step.
+        """
+        self.extension.adafactor_finalise_(
+            self._launch(tables, "lines"),
+            *_addressed(tables.maps["visits"]),
+            launch.sums_wanted,
+            tables.scratch.data_ptr(),
+        )
+
+    def adafactor_update_sums(self, tables: Tables, launch: Launch) -> None:
+        """Run F6: the sum of squares of each update, before it is scaled."""
+        self.extension.adafactor_update_sums(
+            self._launch(tables, "tiles"), tables.scratch.data_ptr()
+        )
+
+    def adafactor_apply_(self, tables: Tables, launch: Launch) -> None:
+        """Run F7 to F10: scale the updates and write the parameters."""
+        self.extension.adafactor_apply_(self._launch(tables, "tiles"), tables.scratch.data_ptr())
+
+
+def _addressed(items: torch.Tensor) -> tuple[int, int]:
+    return items.data_ptr(), len(items)
+
+
+def new(tables: Tables, numel: int) -> torch.Tensor:
+    """Return float32 ``[numel]`` on the bucket's device."""
+    return torch.empty(numel, dtype=torch.float32, device=tables.key.device)
