@@ -12,7 +12,7 @@ from cases import ADAFACTOR, DTYPE_MODES, Case, TensorCase, tensor_cases
 from parity import Bench
 from stored import bits
 
-from fused_optim.backends import dispatch
+from fused_optim.backends import compiled, dispatch
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, Shape, TensorEntry
 from fused_optim.ops import AdafactorRow, AdamWRow
 from fused_optim.plan.work import Work
@@ -84,7 +84,7 @@ def test_tiles_of_four_chains() -> None:
 def test_empty_gradients_have_sums_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile is theirs, so no kernel writes them; and what memory held before is no sum."""
     cuda = host_module.kernels()
-    monkeypatch.setattr(cuda.backend, "_new", lambda tables, numel: torch.full((numel,), math.nan))
+    monkeypatch.setattr(compiled, "new", lambda tables, numel: torch.full((numel,), math.nan))
     key = BucketKey("adafactor", torch.device("cpu"), torch.float32, "none", False, False)
     bucket = Bucket(key, rows=[AdafactorRow()])
     for shape in ((0,), (3, 4), (0, 4)):
