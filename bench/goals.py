@@ -50,11 +50,13 @@ GOALS: dict[str, Goal] = {
         Goal("adamw large", "AdamW against torch fused at equal bytes, large lists", "x", 1.15, 1),
         Goal("adamw many small", "the same, lists of many small tensors", "x", 3, 1.5),
         Goal("adamw elsewhere", "the same, other lists", "x", 1, 0.98),
+        Goal("lion bandwidth", "Lion, 100M parameters and more", _PERCENT, 92, 85),
         Goal("adafactor bandwidth", "Adafactor, large bf16 lists", _PERCENT, 85, 75),
         Goal("adafactor large", "Adafactor against transformers', large bf16 lists", "x", 8, 5),
         Goal("adafactor small", "the same, T5-base and LoRA", "x", 10, 5),
         Goal("torch adafactor large", "Adafactor against torch's, large bf16 lists", "x", 2.5, 2),
         Goal("torch adafactor small", "the same, T5-base and LoRA", "x", 5, 2),
+        Goal("lion launches", "launches of a Lion step per bucket", "launches", 1, 1, True),
         Goal("adamw launches", "launches of an AdamW step per bucket", "launches", 1, 1, True),
         Goal("adafactor launches", "of an Adafactor step per bucket", "launches", 5, 5, True),
         Goal("host time", _HOST, "of torch fused", 0.25, 0.5, True),
@@ -78,7 +80,7 @@ def evaluate(results: Results) -> list[Check]:
 
 def _on_a_gpu(results: Results) -> Iterator[Check]:
     # Clipping takes one more pass and one more launch, for which there are no goals.
-    own = [row for row in results.rows if row.source == OURS]
+    own = [row for row in results.rows if row.source == OURS and row.backend != "cpu"]
     own = [row for row in own if "max_grad_norm" not in SETUPS[row.optimizer].options]
     for row in own:
         large = row.copy_percent is not None and row.parameters >= _LARGE_NUMEL
