@@ -123,6 +123,8 @@ class Family:
         statistics: the op before clipping, which returns sums of squared gradients; None without.
         kernels: the files of ``csrc`` that hold its kernels; none where eager alone has the ops.
         rate: the field of its row that scales the whole update. A rate of 0 moves nothing.
+        exchanged: the op after which sums of the parts of a tensor are added up over processes, as
+            they are after its statistics; None where no op takes sums.
         elementwise: whether an element's update reads that element of each tensor alone. Otherwise
             a tensor is a batch of matrices, and its second moment is rows and columns of them.
     """
@@ -133,6 +135,7 @@ class Family:
     kernels: tuple[str, ...]
     rate: str
     statistics: str | None = None
+    exchanged: str | None = None
     elementwise: bool = True
 
     @property
@@ -159,6 +162,7 @@ FAMILIES = {
             tuple(f"adafactor/{stage}" for stage in _ADAFACTOR),
             rate="rho",
             statistics="adafactor_statistics",
+            exchanged="adafactor_update_sums",
             elementwise=False,
         ),
         Family("lion", LionRow, ("lion_",), ("elementwise/lion",), rate="step_size"),

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from fused_optim.distributed.geometry import Shard
+
 
 class Row(Protocol):
     """The scalars of a step: the fields that all rows of `fused_optim.ops` have."""
@@ -46,6 +48,7 @@ class TensorEntry:
     grad: torch.Tensor
     row: int = 0  # index into Bucket.rows
     number: int = 0  # in state_dict order; stochastic rounding counts by it
+    shard: Shard | None = None  # where the tensors lie in the whole, if they are a DTensor's part
     exp_avg: torch.Tensor | None = None
     exp_avg_sq: torch.Tensor | None = None  # Adafactor: row statistics, or unfactored
     max_exp_avg_sq: torch.Tensor | None = None  # Adafactor: column statistics
@@ -53,7 +56,7 @@ class TensorEntry:
     rms: torch.Tensor | None = None  # Adafactor: [] of the parameter
 
 
-STATE_FIELDS = tuple(field.name for field in dataclasses.fields(TensorEntry))[4:]
+STATE_FIELDS = tuple(field.name for field in dataclasses.fields(TensorEntry))[5:]
 """The fields of an entry that hold state, in order."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fused_optim import errors
+from fused_optim.distributed import geometry
+from fused_optim.distributed.reduce import Ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,30 +57,67 @@ def is_flat_shard(param: torch.Tensor) -> bool:
     return getattr(param, "_fsdp_flattened", False)
 
 
+@dataclasses.dataclass
+class Squares:
+    """The sums of squares of a step's gradients.
+
+    Attributes:
+        each: for each bucket, ``[entries]``; of a part of a tensor, that of the whole.
+        together: tensors that add up to the sum of all, of each tensor once.
+    """
+
+    each: list[torch.Tensor]
+    together: list[torch.Tensor]
+
+
+def check_apart(group: ProcessGroup | None, split_over: Sequence[Ranks]) -> None:
+    """Refuse a ``clip_group`` over whose ranks DTensors are split, and so summed already.
+
+    Raises:
+        ValueError: both have a pair of ranks in common.
+    """
+    if group is None:
+        return
+    ranks = set(torch.distributed.get_process_group_ranks(group))
+    for one in split_over:
+        common = sorted(ranks.intersection(one.ranks))
+        if len(common) > 1:
+            raise ValueError(
+                f"clip_group has the ranks {common}, over which parameters are split that are "
+                "DTensors. The norm of these is added up without it; leave out clip_group, or pass "
+                "the group over which gradients are spread besides, as by pipeline parallelism"
+            )
+
+
 def total_norm(
     sums: Sequence[torch.Tensor],
     group: ProcessGroup | None,
     param_groups: Sequence[dict[str, Any]],
 ) -> torch.Tensor:
-    """Return the norm of the gradients with these sums of squares, and of other ranks' gradients.
+    """Return the norm of gradients whose squares add up to ``sums``, and to those of other ranks.
 
     Args:
-        sums: each bucket's sums of squares; there are none where no parameter has a gradient.
+        sums: tensors that add up to the sum of squares; none where no parameter has a gradient.
         group: the ranks that hold the other gradients, all of which call this; or None.
-        param_groups: the optimizer's, which tell the device where there are no sums.
+        param_groups: of the optimizer; they tell the device where there are no sums.
 
     Returns:
         ``[]`` on the first sums' device, the same on every rank.
     """
     if sums:
-        total = torch.stack([s.sum().to(sums[0].device) for s in sums]).sum()
+        device, dtype = sums[0].device, sums[0].dtype
+        if any(one.dtype is not dtype for one in sums):  # those of DTensors are float64
+            sums = [one.double() for one in sums]
+        total = torch.stack([s.sum().to(device) for s in sums]).sum()
     else:
-        devices = [param.device for one in param_groups for param in one["params"]]
+        devices = [
+            geometry.local_of(param).device for one in param_groups for param in one["params"]
+        ]
         device = devices[0] if devices else torch.device("cpu")
-        total = torch.zeros((), dtype=torch.float32, device=device)
+        dtype = torch.float32
+        total = torch.zeros((), dtype=dtype, device=device)
     if group is not None:
-        # The sum is float64 on every rank, as the gradients' dtypes may differ between ranks.
-        over_ranks = total.double()
-        torch.distributed.all_reduce(over_ranks, group=group)
-        total = over_ranks.to(total.dtype)
-    return total.sqrt()
+        # In float64 whatever the gradients' dtype, which ranks may not have in common.
+        total = total.double()
+        torch.distributed.all_reduce(total, group=group)
+    return total.sqrt().to(dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fused_optim import ops, precision
+from fused_optim.distributed import clipping
 from fused_optim.ops import AdafactorRow
 from fused_optim.optimizers import validation
 from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
@@ -22,6 +24,20 @@ class AdafactorFamily(FusedOptimizer):
     """The base of every Adafactor here, which names the update."""
 
     _family = "adafactor"
+    _warned = False
+
+    def _check_members(self, group: dict[str, Any]) -> None:
+        super()._check_members(group)
+        if not self._warned and any(map(clipping.is_flat_shard, group["params"])):
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: FullyShardedDataParallel's flat shards are vectors, so "
+                "they keep a full second moment (4 bytes per element) and go by the root mean "
+                "square of each part; torch.distributed.fsdp.fully_shard keeps matrices, whose "
+                "statistics take next to no memory and equal those of an unsharded run",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def statistics_dtype(param: torch.Tensor) -> torch.dtype:

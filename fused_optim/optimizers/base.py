@@ -15,16 +15,16 @@ import torch
 
 from fused_optim import errors, precision
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Launch, Row
-from fused_optim.distributed import clipping
-from fused_optim.ops import FAMILIES, GRADIENT_SUMS
+from fused_optim.backends.interface import Row
+from fused_optim.distributed import clipping, geometry
+from fused_optim.ops import FAMILIES
 from fused_optim.optimizers import validation
+from fused_optim.optimizers.agreeing import Agreeing
 from fused_optim.optimizers.numerics import NumericsReport
+from fused_optim.optimizers.running import Running
 from fused_optim.optimizers.state_dicts import loading, saving
-from fused_optim.plan import capture, collect, upload
+from fused_optim.plan import capture, collect, exchange, spread, upload
 from fused_optim.plan.steady import Steady, increment_versions
-from fused_optim.plan.tables import Plan
-from fused_optim.plan.work import Work
 from fused_optim.precision import checks, state
 from fused_optim.precision.export import Float32Weights
 
@@ -50,9 +50,11 @@ class CommonOptions(TypedDict, total=False):
     max_grad_norm: float | None
     clip_group: ProcessGroup | None
     seed: int
+    skip_nonfinite: bool
+    check_ranks: bool
 
 
-class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
+class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.optim.Optimizer):
     """Base of every optimizer here.
 
     Args:
@@ -81,8 +83,15 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         seed: of stochastic rounding, 64 bits. Use the same one on every replica. An optimizer
             numbers its own parameters, so where there is one optimizer for each parameter, give
             each a seed of its own: with the same one all would round by the same random bits.
+        skip_nonfinite: leave out a step in which any gradient, of any process that holds a part of
+            a parameter or is in the ``clip_group``, is infinite or NaN: nothing changes anywhere.
+            Takes one more pass over the gradients, and one all-reduce of 4 bytes for each group of
+            processes. With ``capturable`` nothing is read back from the device.
+        check_ranks: in the first step, compare what the processes that hold DTensors optimize, by
+            one all-reduce of 264 bytes for each group of them, and raise where they differ.
 
     Attributes:
+        skipped_steps: how many steps ``skip_nonfinite`` has left out.
         grad_norm: 0-d tensor, the norm of all gradients in the last step before clipping; None
             before the first step and without ``max_grad_norm``.
         fused_unscale: whether a ``GradScaler`` may leave unscaling to ``step``. It has to for
@@ -98,27 +107,21 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     _shows_torch_steps: ClassVar[bool] = (
         False  # step counts in state dicts are 0-d tensors, as torch's
     )
-    _attributes: ClassVar[tuple[str, ...]] = ("backend", "max_grad_norm", "clip_group", "seed")
+    _attributes: ClassVar[tuple[str, ...]] = validation.OF_THE_OPTIMIZER
     _pickled: ClassVar[tuple[str, ...]] = (
         *_attributes,
-        *("fused_unscale", "grad_norm", "_options"),
+        *("fused_unscale", "grad_norm", "_options", "_skipped"),
     )
 
-    clip_group: ProcessGroup | None = None
-    grad_norm: torch.Tensor | None = None
     # The options of groups that have no other.
     _options: Mapping[str, Any] = MappingProxyType({})
     # The groups' settings and the optimizer's attributes, as they passed the last check.
     _checked: Sequence[dict[str, Any] | None] = ()
     _checked_attributes: Sequence[Any] = ()
-    # The tables of the last step, and the memory by which a step sees that they still hold. Neither
-    # is saved.
-    _plans: Mapping[tuple[BucketKey, str], Plan] = MappingProxyType({})
+    # By what a step sees that the tables of the last one still hold. Never saved.
     _steady: Steady | None = None
     _take_back: Callable[[], None] = staticmethod(_nothing)
     _begun: bool = False  # whether an earlier part of this step has prepared it
-    # What takes gradients as they arrive, if anything does: fused_optim/optimizers/hooks.py.
-    _gradients: Any = None
 
     def __init__(
         self,
@@ -133,6 +136,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         max_grad_norm: float | None = None,
         clip_group: ProcessGroup | None = None,
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        check_ranks: bool = True,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -141,6 +146,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         self.max_grad_norm = max_grad_norm
         self.clip_group = clip_group
         self.seed = seed
+        self.skip_nonfinite = skip_nonfinite
+        self.check_ranks = check_ranks
         self.fused_unscale = False
         self.grad_norm = None
         self._check_attributes()
@@ -209,32 +216,6 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _check_members(self, group: dict[str, Any]) -> None:
         """Raise ValueError for parameters that do not match other entries of their group."""
 
-    def _clip(self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None) -> None:
-        """Set the clip coefficient of every bucket's launch.
-
-        Args:
-            launched: the buckets of the step, each with its launch.
-            sums: each bucket's sums of squared gradients, where a statistics op returned them.
-        """
-        if self.max_grad_norm is None or not (launched or self.clip_group):
-            return
-        self.grad_norm = self._global_norm(launched, sums)
-        coefficient = (float(self.max_grad_norm) / (self.grad_norm + 1e-6)).clamp(max=1.0)
-        for work, launch in launched:
-            launch.clip = coefficient.to(work.key.device)
-
-    def _global_norm(
-        self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None
-    ) -> torch.Tensor:
-        """Return the norm of all gradients together, on the first bucket's device."""
-        if sums is None:
-            sums = [work.run(GRADIENT_SUMS, launch) for work, launch in launched]
-        return clipping.total_norm(sums, self.clip_group, self.param_groups)
-
-    def _clips_by_whole_norms(self) -> bool:
-        """Return whether clipping would take the norm of a shard for that of a whole gradient."""
-        return self.max_grad_norm is not None and self.clip_group is None
-
     # torch's contract.
 
     @_disable_dynamo
@@ -289,6 +270,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if self.max_grad_norm is not None:
             validation.check_number(self.max_grad_norm, "max_grad_norm", low=0.0)
         clipping.check_group(self.clip_group)
+        validation.check_flag(self.skip_nonfinite, "skip_nonfinite")
+        validation.check_flag(self.check_ranks, "check_ranks")
         seed = self.seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"Invalid seed: {seed!r} - should be an integer in [0, 2**64)")
@@ -358,9 +341,13 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
     def _step_once(self) -> None:
         """Update every parameter that has a gradient now."""
         settings = self._checked_settings()
-        found_inf = getattr(self, "found_inf", None)
+        self._check_last()
+        if self._steady is None:
+            self._spread = spread.spread_of(self)
+        self._check_ranks_agree(settings)
         # Step counts on the host require the decision to skip on the host too.
         on_device = all(group["capturable"] for group in settings)
+        found_inf = self._overflow(on_device)
         if found_inf is not None and not on_device and found_inf.item() != 0:
             return
         captures = upload.capturing()
@@ -381,10 +368,6 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         if not self._begun:
             self._take_back = self._prepare_step()
 
-    def _clips_together(self) -> bool:
-        """Return whether the norm of all gradients decides on the update of each."""
-        return self.max_grad_norm is not None
-
     def _step_anew(self, found_inf: torch.Tensor | None, captures: bool) -> None:
         """Make a step that collects its tensors anew, and reuses device tables alone."""
         for index, group in enumerate(self.param_groups):
@@ -394,6 +377,8 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         kinds = collect.kinds(self, [(index, param) for index, _, param, _, _ in pending])
         if captures:
             capture.check_capture(self, pending)
+        self._spread = spread.spread_of(self)
+        clipping.check_apart(self.clip_group, self._spread.groups)
         if self._clips_by_whole_norms():
             clipping.check_whole(self, pending)
         collect.check_states(self, pending, kinds)
@@ -402,11 +387,19 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         for (_, _, param, _, _), kind in zip(pending, kinds, strict=True):
             state.ensure(param, self.state[param], kind.spec, kind.key.capturable)
         homes = collect.sorted_into_buckets(self, pending, kinds)
-        row_keys, count = collect.give_rows(self, pending, homes, found_inf)
+        row_keys, count, uncount = collect.give_rows(self, pending, homes, found_inf)
         buckets = list({id(bucket): bucket for bucket, _ in homes}.values())
         works = [self._work_on(bucket, anew=captures) for bucket in buckets]
-        self._run_step(works)
+        self._exchange = exchange.exchange_of(self._spread, works, homes)
+        try:
+            self._run_step(works)
+        except BaseException:
+            uncount()
+            raise
         count()
+        # Nobody else tells autograd of DTensors, whose parts are written to.
+        dtensors = [param for _, _, param, _, _ in pending if geometry.is_dtensor(param)]
+        increment_versions(dtensors)
         for work in works:
             increment_versions(work.written())
         if not captures:  # fused_optim/plan/capture.py, note: [capture]
@@ -416,27 +409,6 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
             lasts = pending and not torch.is_inference_mode_enabled()
             lasts = lasts and Steady.holds_for(pending, kinds)
             self._steady = Steady(self, pending, kinds, works, row_keys) if lasts else None
-
-    def _work_on(self, bucket: Bucket, *, anew: bool) -> Work:
-        """Return the work on a bucket, with packed tables if its backend reads tables."""
-        if bucket.backend == "eager":
-            return Work(bucket.key, bucket, None)
-        plan = None if anew else self._plans.get((bucket.key, bucket.backend))
-        if plan is None:
-            plan = Plan(bucket.key, bucket.backend)
-        plan.pack(bucket)
-        return Work(bucket.key, bucket, plan)
-
-    def _run_step(self, works: list[Work]) -> None:
-        """Run the ops of a step."""
-        launched = [(work, self._launch(work.key.device)) for work in works]
-        family, sums = FAMILIES[self._family], None
-        if family.statistics is not None:
-            sums = [work.run(family.statistics, launch) for work, launch in launched]
-        self._clip(launched, sums)
-        for op in family.updates:
-            for work, launch in launched:
-                work.run(op, launch)
 
     def init_state(self) -> None:
         """Create the state of every parameter now, so that a lack of memory shows at once.
@@ -515,16 +487,3 @@ class FusedOptimizer(Float32Weights, NumericsReport, torch.optim.Optimizer):
         """Whether torch's GradScaler may hand ``grad_scale`` and ``found_inf`` to `step`."""
         params = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         return self.fused_unscale or any(p.dtype is torch.float16 for p in params)
-
-    def _launch(self, device: torch.device) -> Launch:
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        scale = None if scale is None else scale.to(device)
-        divisor = None if self._gradients is None else self._gradients.divisor(device)
-        if divisor is not None:
-            scale = divisor if scale is None else scale * divisor
-        return Launch(
-            grad_scale=scale,
-            found_inf=None if found_inf is None else found_inf.to(device),
-            seed=self.seed,
-            sums_wanted=self.max_grad_norm is not None,
-        )

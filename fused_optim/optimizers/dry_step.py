@@ -17,8 +17,9 @@ import torch
 from fused_optim import precision
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, Launch, Row, TensorEntry
+from fused_optim.distributed import geometry
 from fused_optim.ops import FAMILIES, Family
-from fused_optim.plan import collect
+from fused_optim.plan import collect, exchange, spread
 from fused_optim.plan.work import Work
 from fused_optim.precision import encoding, state
 
@@ -30,12 +31,10 @@ class Examined:
     """One parameter under examination. Counts are 0-d tensors on its device until the end."""
 
     place: tuple[int, int]
-    param: torch.Tensor
-    grad: torch.Tensor
+    entry: TensorEntry
     state: dict[str, Any]
     keys: tuple[str | None, ...]  # keys of the state, by STATE_FIELDS
     mode: str
-    entry: TensorEntry
     counts: dict[tuple[str, str], torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def count(self, kind: str, tensor: str, which: torch.Tensor) -> None:
@@ -79,6 +78,7 @@ def examine(optimizer: Any, pending: list) -> list[Examined]:
     kinds = collect.kinds(optimizer, [(group, param) for group, _, param, _, _ in pending])
     buckets: dict[Any, Bucket] = {}
     members: dict[Any, list[Examined]] = {}
+    homes: list[tuple[Bucket, TensorEntry]] = []
     for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
         bucket = buckets.setdefault(kind.key, Bucket(kind.key))
         found = optimizer.state.get(param, {})
@@ -89,12 +89,15 @@ def examine(optimizer: Any, pending: list) -> list[Examined]:
         bucket.rows.append(optimizer._row(group, int(found.get("step", 0)) + 1, variant))
         bucket.entries.append(entry)
         members.setdefault(kind.key, []).append(
-            Examined((group_index, index), param, grad, found, kind.keys, kind.key.mode, entry)
+            Examined((group_index, index), entry, found, kind.keys, kind.key.mode)
         )
+        homes.append((bucket, entry))
     works = [
         (Work(key, bucket, None), Launch(seed=optimizer.seed)) for key, bucket in buckets.items()
     ]
-    optimizer._clip(works, None)
+    split = spread.spread_of(optimizer)
+    exchanged = exchange.exchange_of(split, [work for work, _ in works], homes)
+    optimizer._clip_launches(works, None, exchanged)
     for work, launch in works:
         for index, one in enumerate(members[work.key]):
             _count_non_finite(one)
@@ -115,14 +118,15 @@ def _entry(
     Extra state of zeros stands for the parameter's own value, as before the first step. The root
     mean square is left out, because a step only writes it.
     """
-    entry = TensorEntry(param.detach(), grad)
+    here = geometry.local_of(param.detach())
+    entry = TensorEntry(here, grad, shard=geometry.shard_of(param))
     for tensor in spec:
         if tensor.field == "rms":
             continue
-        value = found.get(tensor.key)
+        value = geometry.local_of(found.get(tensor.key))
         if value is None:
-            zero = torch.zeros((), dtype=tensor.dtype, device=param.device)
-            value = zero.expand(tensor.shape(param))
+            zero = torch.zeros((), dtype=tensor.dtype, device=here.device)
+            value = zero.expand(tensor.shape(here))
         setattr(entry, tensor.field, value)
     return entry
 
@@ -135,12 +139,12 @@ def _launch_of(launch: Launch, index: int) -> Launch:
 
 
 def _count_non_finite(one: Examined) -> None:
-    tensors = {"gradient": one.grad, "parameter": one.param.detach(), **one.state}
+    tensors = {"gradient": one.entry.grad, "parameter": one.entry.param, **one.state}
     for name, tensor in tensors.items():
         if name == "remainder":  # its bits are not those of a float
             continue
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            for _, (block,) in encoding.blocks([tensor]):
+            for _, (block,) in encoding.blocks([geometry.local_of(tensor)]):
                 one.count("non-finite", name, ~block.isfinite())
 
 
@@ -236,7 +240,7 @@ def _fetch(examined: list[Examined]) -> None:
     by_device: dict[torch.device, list[tuple[dict, Any]]] = {}
     for one in examined:
         for key in one.counts:
-            by_device.setdefault(one.param.device, []).append((one.counts, key))
+            by_device.setdefault(one.entry.param.device, []).append((one.counts, key))
     for places in by_device.values():
         numbers = torch.stack([counts[key] for counts, key in places]).tolist()
         for (counts, key), number in zip(places, numbers, strict=True):

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fused_optim.optimizers import hooks
 from fused_optim.optimizers.base import FusedOptimizer
+from fused_optim.plan import spread
 
 _MOST_PARTS = 4096  # that are remembered, as the order of gradients may change with every batch
 
@@ -167,9 +168,23 @@ def _check(model: torch.nn.Module, optimizer: FusedOptimizer, bucket_bytes: int)
             f"step_in_backward can't clip by the norm of all gradients, as {name} is to: no two of "
             "them exist together. Construct it without max_grad_norm and global_clipnorm"
         )
+    _check_alone(optimizer)
     held = set(map(id, model.parameters()))
     if not any(id(param) in held for group in optimizer.param_groups for param in group["params"]):
         raise ValueError(f"{name} updates no parameter of this model; pass the model it is for")
+
+
+def _check_alone(optimizer: FusedOptimizer) -> None:
+    """Refuse a step for which processes exchange sums: their buckets would fill at other times."""
+    if not spread.spread_of(optimizer):
+        return
+    name = type(optimizer).__name__
+    if optimizer.skip_nonfinite or optimizer._clips() or optimizer._exchanges():
+        raise ValueError(
+            f"step_in_backward can't be combined with parameters that are split over processes "
+            f"where {name} adds something up over them: statistics, norms of gradients, or what "
+            "skip_nonfinite asks; call optimizer.step() after the backward pass"
+        )
 
 
 def _check_forward(module: torch.nn.Module, args: Any) -> None:

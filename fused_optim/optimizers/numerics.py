@@ -10,6 +10,7 @@ import torch
 
 from fused_optim import errors
 from fused_optim.backends.interface import STATE_FIELDS
+from fused_optim.distributed import geometry
 from fused_optim.optimizers import dry_step, validation
 from fused_optim.plan import collect
 
@@ -90,6 +91,7 @@ class NumericsReport:
 
         Raises:
             RuntimeError: no parameter has a gradient, or one has a gradient that `step` refuses.
+            NotImplementedError: a parameter of Adafactor is split over processes.
         """
         validation.check_number(threshold, "threshold", low=0.0, high=1.0, open_high=True)
         self._checked_settings()
@@ -99,6 +101,7 @@ class NumericsReport:
                 f"{type(self).__name__}.check_numerics: no parameter has a gradient; call it "
                 "after backward and before the gradients are set to None"
             )
+        _check_not_split(self, pending)
         kept = [dict(group) for group in self.param_groups], self.grad_norm
         try:
             self._prepare_step()  # AdamWeightDecay's learning rate may be a function of the step
@@ -110,16 +113,30 @@ class NumericsReport:
         return [f for e in examined for f in _findings(self, e, threshold)]
 
 
+def _check_not_split(optimizer: Any, pending: list) -> None:
+    """Refuse a part of a tensor whose step takes sums over the whole."""
+    if not optimizer._exchanges():
+        return
+    for group_index, index, param, _, _ in pending:
+        shard = geometry.shard_of(param)
+        if shard is not None and shard.over:
+            where = errors.place(optimizer.param_groups[group_index], group_index, index)
+            raise NotImplementedError(
+                f"{type(optimizer).__name__}.check_numerics: {where} is split over processes, and "
+                "the step takes sums over all of it; check the unsharded model on a small batch"
+            )
+
+
 def _findings(optimizer: Any, one: dry_step.Examined, threshold: float) -> Iterator[Finding]:
     updates = one.counts.pop(("updates", "parameter"), 0)
     group = optimizer.param_groups[one.place[0]]
     names = group.get("param_names")
-    tensors = {"gradient": one.grad, "parameter": one.param}
+    tensors = {"gradient": one.entry.grad, "parameter": one.entry.param}
     for field, key in zip(STATE_FIELDS, one.keys, strict=True):
         if key is not None and field != "rms":
             tensors[key] = getattr(one.entry, field)
     for (kind, tensor), count in one.counts.items():
-        stored = tensors.get(tensor, one.state.get(tensor))
+        stored = geometry.local_of(tensors.get(tensor, one.state.get(tensor)))
         fraction = count / max(1, updates if kind == "vanishing" else stored.numel())
         if count and (kind != "vanishing" or fraction > threshold):
             yield Finding(

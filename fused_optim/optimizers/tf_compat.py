@@ -12,6 +12,7 @@ import torch
 
 from fused_optim import errors
 from fused_optim.backends.interface import Launch
+from fused_optim.distributed import clipping
 from fused_optim.ops import AdamWRow
 from fused_optim.optimizers import adam_scalars, validation
 from fused_optim.optimizers.adamw import AdamFamily
@@ -263,23 +264,23 @@ class AdamWeightDecay(AdamFamily):
         together = self.global_clipnorm is not None and self.clip_group is None
         return together or super()._clips_by_whole_norms()
 
-    def _clip(self, launched: list[tuple[Work, Launch]], sums: list[torch.Tensor] | None) -> None:
-        if not (launched or self.clip_group):
-            return
+    def _clips(self) -> bool:
+        return super()._clips() or self.clipnorm is not None or self.global_clipnorm is not None
+
+    def _clip(self, launched: list[tuple[Work, Launch]], squares: clipping.Squares) -> None:
         if self.clipnorm is not None:
             clipnorm = float(self.clipnorm)
-            for work, launch in launched:
-                squares = work.run("grad_square_sums", launch)
-                launch.clip = clipnorm / squares.sqrt().clamp(min=clipnorm)
+            for (_, launch), each in zip(launched, squares.each, strict=True):
+                launch.clip = clipnorm / each.sqrt().clamp(min=clipnorm)
                 launch.clip_per_tensor = True
         elif self.global_clipnorm is not None:
-            self.grad_norm = self._global_norm(launched, sums)
+            self.grad_norm = self._global_norm(squares)
             bound = float(self.global_clipnorm)
             coefficient = bound / self.grad_norm.clamp(min=bound)
             for work, launch in launched:
                 launch.clip = coefficient.to(work.key.device)
         else:
-            super()._clip(launched, sums)
+            super()._clip(launched, squares)
 
 
 def create_optimizer(

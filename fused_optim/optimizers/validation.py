@@ -86,7 +86,10 @@ def check_flag(value: Any, name: str) -> None:
         raise ValueError(f"Invalid {name}: {value!r} - should be True or False")
 
 
-OF_THE_OPTIMIZER = ("backend", "max_grad_norm", "clip_group", "seed")
+OF_THE_OPTIMIZER = (
+    *("backend", "max_grad_norm", "clip_group", "seed"),
+    *("skip_nonfinite", "check_ranks"),
+)
 """Names of the options that belong to the whole optimizer."""
 
 

@@ -76,17 +76,17 @@ def prepare_capture(plans: list[Plan]) -> None:
         upload.reserve_for_capture(sum(plan.uploaded_bytes() for plan in plans))
 
 
-def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
-    """Add 1 to each step count, where ``found_inf`` is absent or 0."""
+def advance(steps: list[torch.Tensor], found_inf: torch.Tensor | None, by: int = 1) -> None:
+    """Add ``by`` to each step count, where ``found_inf`` is absent or 0."""
     if not steps:
         return
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for step in steps:
         by_device.setdefault(step.device, []).append(step)
     for device, there in by_device.items():
-        one: Any = 1
+        one: Any = by
         if found_inf is not None:
-            one = (found_inf.to(device).reshape(()) == 0).to(state_values.STEP_DTYPE)
+            one = by * (found_inf.to(device).reshape(()) == 0).to(state_values.STEP_DTYPE)
         torch._foreach_add_(there, one)
 
 

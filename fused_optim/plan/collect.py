@@ -10,6 +10,7 @@ import torch
 from fused_optim import errors, precision
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, TensorEntry
+from fused_optim.distributed import geometry
 from fused_optim.ops import FAMILIES
 from fused_optim.plan import capture
 from fused_optim.plan import records as plan_records
@@ -17,7 +18,10 @@ from fused_optim.plan.owner import Owner
 from fused_optim.precision import checks, state
 
 Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
-"""(group index, index in the group, parameter, gradient, number in ``state_dict`` order)."""
+"""(group index, index in the group, parameter, gradient, number in ``state_dict`` order).
+
+The parameter is the user's own, the key of its state; the gradient is the part that is here.
+"""
 
 RowKey = tuple[int, int, Hashable]
 """What a row's scalars depend on: (group index, step count, variant)."""
@@ -43,7 +47,7 @@ def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
     """
     found: list[Pending] = []
     name, seen = type(optimizer).__name__, set()
-    for group_index, index, param, number in _numbered(optimizer):
+    for group_index, index, param, number in numbered(optimizer):
         grad = getattr(param, "main_grad", None)
         if grad is None:
             grad = param.grad
@@ -51,9 +55,7 @@ def parameters_with_gradients(optimizer: Owner) -> list[Pending]:
             continue
         where = errors.place(optimizer.param_groups[group_index], group_index, index)
         checks.check_param(param, f"{name}: {where}")
-        checks.check_gradient(grad, param, name, where)
-        # A kernel reads the memory alone, and not the bit that says that a tensor is negated.
-        grad = grad.clone() if grad._is_zerotensor() else grad.resolve_neg()
+        grad = checks.local_gradient(grad, param, name, where)
         if id(param) in seen:
             raise ValueError(f"{name}: {where} is listed twice; list each parameter once")
         seen.add(id(param))
@@ -68,21 +70,32 @@ def trained_parameters(optimizer: Owner) -> list[Pending]:
         ValueError: a parameter can't be updated.
     """
     found: list[Pending] = []
-    for group_index, index, param, number in _numbered(optimizer):
+    for group_index, index, param, number in numbered(optimizer):
         if checks.trains(param):
             where = errors.place(optimizer.param_groups[group_index], group_index, index)
             checks.check_param(param, f"{type(optimizer).__name__}: {where}")
-            found.append((group_index, index, param, param, number))
+            found.append((group_index, index, param, geometry.local_of(param), number))
     return found
 
 
-def _numbered(optimizer: Owner) -> Iterator[tuple[int, int, torch.Tensor, int]]:
+def numbered(optimizer: Owner) -> Iterator[tuple[int, int, torch.Tensor, int]]:
     """Yield (group index, index in the group, parameter, number in ``state_dict`` order)."""
     number = 0
     for group_index, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
             yield group_index, index, param, number
             number += 1
+
+
+def gradients(optimizer: Owner) -> list[torch.Tensor]:
+    """Return the parts of dense gradients that are here, none of them checked."""
+    found = []
+    for _, _, param, _ in numbered(optimizer):
+        grad = getattr(param, "main_grad", None)
+        grad = geometry.local_of(param.grad if grad is None else grad)
+        if isinstance(grad, torch.Tensor) and grad.layout is torch.strided and grad.numel():
+            found.append(grad)
+    return found
 
 
 def check_states(optimizer: Owner, pending: list[Pending], kinds: list[Kind]) -> None:
@@ -104,7 +117,7 @@ def kinds(optimizer: Owner, params: list[tuple[int, torch.Tensor]]) -> list[Kind
     known: dict[Hashable, Kind] = {}
     found = []
     for group_index, param in params:
-        alike = (group_index, param.device, param.dtype, param.dim() < 2)
+        alike = (group_index, geometry.local_of(param).device, param.dtype, param.dim() < 2)
         kind = known.get(alike)
         if kind is None:
             settings = optimizer.settings(optimizer.param_groups[group_index])
@@ -114,7 +127,7 @@ def kinds(optimizer: Owner, params: list[tuple[int, torch.Tensor]]) -> list[Kind
 
 
 def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
-    device, dtype = param.device, param.dtype
+    device, dtype = geometry.local_of(param).device, param.dtype
     mode = precision.resolve_mode(group["low_precision"], dtype)
     amsgrad = group.get("amsgrad", False)
     key = BucketKey(optimizer._family, device, dtype, mode, amsgrad, group["capturable"])
@@ -136,10 +149,14 @@ def sorted_into_buckets(
     buckets: dict[tuple[BucketKey, str], Bucket] = {}
     homes = []
     for (group_index, index, param, grad, number), kind in zip(pending, kinds, strict=True):
-        entry = TensorEntry(param, grad, 0, number, *map(optimizer.state[param].get, kind.keys))
+        here = map(geometry.local_of, map(optimizer.state[param].get, kind.keys))
+        shard = geometry.shard_of(param)
+        entry = TensorEntry(geometry.local_of(param), grad, 0, number, shard, *here)
         key, backend = kind.key, kind.backend
         if backend != "eager" and not plan_records.fits(entry, key):
             backend = "eager"
+        if shard is not None and shard.over and not FAMILIES[key.op].elementwise:
+            backend = "eager"  # kernels keep the sums that processes exchange in their own ways
         if key.capturable and backend == "eager" and key.device.type != "cpu":
             where = errors.place(optimizer.param_groups[group_index], group_index, index)
             raise NotImplementedError(
@@ -160,14 +177,15 @@ def give_rows(
     pending: list[Pending],
     homes: list[tuple[Bucket, TensorEntry]],
     found_inf: torch.Tensor | None,
-) -> tuple[dict[int, list[RowKey]], Callable[[], None]]:
+) -> tuple[dict[int, list[RowKey]], Callable[[], None], Callable[[], None]]:
     """Give the buckets the rows of the coming step, and the entries the indices of their rows.
 
     Step counts on a device are advanced here, since rows are computed from them.
 
     Returns:
-        The keys of each bucket's rows, by the bucket's id (none for capturable buckets); and a
-        function that advances the step counts on the host, to be called after the step.
+        The keys of each bucket's rows, by the bucket's id (none for capturable buckets); a
+        function that advances the step counts on the host, to be called after the step; and one
+        that takes the counts on a device back, for a step that raises.
     """
     steps: list[torch.Tensor] = []
     counted: list[tuple[dict[str, Any], int]] = []
@@ -197,4 +215,7 @@ def give_rows(
         for param_state, step in counted:
             param_state["step"] = step
 
-    return {bucket: list(known) for bucket, known in row_index.items()}, count
+    def uncount() -> None:
+        capture.advance(steps, found_inf, by=-1)
+
+    return {bucket: list(known) for bucket, known in row_index.items()}, count, uncount

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fused_optim.distributed.geometry import Shard
+
 MAX_DIMS = 8
 BLOCK_SIZE = 65
 """int64 words of a layout block: the number of dimensions, 8 sizes, 7 times 8 strides."""
@@ -28,15 +30,16 @@ def walks_memory(tensors: Sequence[torch.Tensor | None], *, ordered: bool) -> bo
     return _is_dense(param) and all(_significant_strides(t) == strides for t in others)
 
 
-def block(tensors: Sequence[torch.Tensor | None]) -> list[int] | None:
+def block(tensors: Sequence[torch.Tensor | None], shard: Shard | None = None) -> list[int] | None:
     """Return a layout block as `BLOCK_SIZE` integers, or None where it takes too many dimensions.
 
     Args:
         tensors: the six per-element tensors in the record's order; None where absent.
+        shard: where they lie in the whole, if they are a part of one.
     """
     param = tensors[0]
     rows = [[0] * param.dim() if t is None else list(t.stride()) for t in tensors]
-    rows.append(_contiguous_strides(param.shape))
+    rows.append(_contiguous_strides(param.shape) if shard is None else shard.strides)
     dims: list[tuple[int, list[int]]] = []
     for d, size in enumerate(param.shape):
         if size == 1:

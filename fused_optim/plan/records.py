@@ -57,11 +57,20 @@ def per_element(entry: TensorEntry, family: Family) -> list[torch.Tensor | None]
     return [entry.param, entry.grad, entry.exp_avg, *moments, entry.extra]
 
 
-def order_matters(entry: TensorEntry, family: Family, mode: str) -> bool:
-    """Return whether a kernel's results depend on the logical index of an element."""
+def walks_memory(entry: TensorEntry, family: Family, mode: str) -> bool:
+    """Return whether a kernel may take an entry's elements as they lie in memory.
+
+    Random bits are those of an element of the whole, so where any are drawn the entry has to be
+    consecutive elements of it. Adafactor asks which row and column of the entry an element is of.
+    """
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
-    rounds = any(t is not None and t.dtype is torch.bfloat16 for t in moments)
-    return rounds or mode == "stochastic" or (not family.elementwise and entry.param.dim() > 1)
+    draws = mode == "stochastic" or any(
+        t is not None and t.dtype is torch.bfloat16 for t in moments
+    )
+    if draws and entry.shard is not None and not entry.shard.in_order:
+        return False
+    ordered = draws or (not family.elementwise and entry.param.dim() > 1)
+    return plan_layout.walks_memory(per_element(entry, family), ordered=ordered)
 
 
 def fits(entry: TensorEntry, key: BucketKey) -> bool:
@@ -70,9 +79,8 @@ def fits(entry: TensorEntry, key: BucketKey) -> bool:
         return True
     family = FAMILIES[key.op]
     tensors = per_element(entry, family)
-    ordered = order_matters(entry, family, key.mode)
     return (
-        plan_layout.walks_memory(tensors, ordered=ordered) or plan_layout.block(tensors) is not None
+        walks_memory(entry, family, key.mode) or plan_layout.block(tensors, entry.shard) is not None
     )
 
 
@@ -85,11 +93,9 @@ def pack(bucket: Bucket) -> Packed:
     rows, blocks, block_of, aligned = [], [], [], []
     family, mode = FAMILIES[bucket.key.op], bucket.key.mode
     for index, entry in enumerate(bucket.entries):
-        tensors = per_element(entry, family)
-        ordered = order_matters(entry, family, mode)
-        walks = entry.param.numel() == 0 or plan_layout.walks_memory(tensors, ordered=ordered)
+        walks = entry.param.numel() == 0 or walks_memory(entry, family, mode)
         if not walks:
-            block = plan_layout.block(tensors)
+            block = plan_layout.block(per_element(entry, family), entry.shard)
             if block is None:
                 raise ValueError("a tensor has too many dimensions for a layout block")
             blocks.append(block)
@@ -119,14 +125,20 @@ def _record(entry: TensorEntry, family: Family) -> list[int]:
     param, numel = entry.param, entry.param.numel()
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     tensors = (param, entry.grad, *moments, entry.extra, entry.rms)
-    batch, rows, cols = (1, 1, numel) if family.elementwise else matrix_shape(param.shape)
+    shard = entry.shard
+    whole = param.shape if shard is None else torch.Size(shard.whole)
+    (batch, rows, cols), (_, global_rows, global_cols) = (
+        (1, 1, shape.numel()) if family.elementwise else matrix_shape(shape)
+        for shape in (param.shape, whole)
+    )
+    first = 0 if shard is None else shard.first_element
     return [
         *(0 if t is None else t.data_ptr() for t in tensors),
-        *(0, numel, 0, entry.row, entry.number),  # layout, numel, first_element, row, number
+        *(0, numel, first, entry.row, entry.number),  # layout, numel, ..., number
         DTYPE_TAGS[entry.grad.dtype],
         *(0 if t is None else DTYPE_TAGS[t.dtype] for t in moments[:2]),
         *(0, batch, rows, cols, 0),  # flags, shape, scratch
-        *(numel, rows, cols, 0),
+        *(whole.numel(), global_rows, global_cols, 0),
     ]
 
 

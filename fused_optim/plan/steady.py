@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import compress, repeat
 from operator import attrgetter, is_
 from typing import Any
@@ -20,12 +20,16 @@ from typing import Any
 import torch
 
 from fused_optim.backends.interface import Bucket, BucketKey, TensorEntry
+from fused_optim.distributed import geometry
 from fused_optim.plan.collect import Kind, Pending, RowKey
 from fused_optim.plan.owner import Owner
 from fused_optim.plan.tables import Plan
 from fused_optim.plan.work import Work
 from fused_optim.precision import checks
 
+_local = attrgetter(geometry.LOCAL)
+_spec = attrgetter("_spec")
+_place = attrgetter("mesh", "placements")
 _data_ptr = torch.Tensor.data_ptr
 _is_contiguous = torch.Tensor.is_contiguous
 _stride = torch.Tensor.stride
@@ -61,7 +65,7 @@ class _KnownBucket:
     plan: Plan | None
     members: list[int]  # indices into the updated parameters
     rows: list[RowKey]
-    entries: list[tuple]  # eager: (row, number, keys of the state) of each member
+    entries: list[tuple]  # eager: (row, number, shard, keys of the state) of each member
 
 
 class Steady:
@@ -75,7 +79,13 @@ class Steady:
         works: list[Work],
         row_keys: dict[int, list[RowKey]],
     ) -> None:
-        params = [param for _, _, param, _, _ in pending]
+        users = [param for _, _, param, _, _ in pending]
+        # Which parameters are DTensors: of these and of their state, the parts are compared.
+        self._spread = [geometry.is_dtensor(param) for param in users]
+        self._mixed = len(set(self._spread)) > 1
+        self._specs = list(map(_spec, compress(users, self._spread)))
+        self._places = list(map(_place, self._specs))
+        params = self._parts(users)
         grads = [grad for _, _, _, grad, _ in pending]
         number_of = {id(param): i for i, param in enumerate(params)}
         self._groups = [
@@ -84,7 +94,7 @@ class Steady:
             )
             for group in optimizer.param_groups
         ]
-        ids = set(number_of)
+        ids = set(map(id, users))
         every = [i for known in self._groups for i in known.params]
         self._selected = None if len(every) == len(params) else [i in ids for i in every]
         self._params = list(map(_data_ptr, params))
@@ -94,7 +104,7 @@ class Steady:
         self._shapes = list(map(_shape, grads))
         self._freed = self._grads.count(0)
         self._param_strides, self._strides = map(_strides_of, (params, grads))
-        states = [optimizer.state[param] for param in params]
+        states = [optimizer.state[param] for param in users]
         self._steps = [state["step"] for state in states]
         self._columns = _columns_of(states)
         self._buckets = [
@@ -104,7 +114,7 @@ class Steady:
                 members := [number_of[id(entry.param)] for entry in work.bucket.entries],
                 row_keys[id(work.bucket)],
                 [
-                    (entry.row, entry.number, kinds[i].keys)
+                    (entry.row, entry.number, entry.shard, kinds[i].keys)
                     for i, entry in zip(members, work.bucket.entries, strict=True)
                     if work.plan is None
                 ],
@@ -114,11 +124,19 @@ class Steady:
 
     @staticmethod
     def holds_for(pending: list[Pending], kinds: list[Kind]) -> bool:
-        """Return whether a step may be remembered: its tensors are plain, its counts numbers."""
+        """Return whether a step may be remembered: tensors are of known kinds, steps numbers."""
         plain = (torch.nn.Parameter, torch.Tensor)
-        return all(type(param) in plain for _, _, param, _, _ in pending) and not any(
-            kind.key.capturable for kind in kinds
-        )
+        return all(
+            type(param) in plain or geometry.is_dtensor(param) for _, _, param, _, _ in pending
+        ) and not any(kind.key.capturable for kind in kinds)
+
+    def _parts(self, tensors: list) -> list:
+        """Return what is here of tensors, those of the parameters that are DTensors among them."""
+        if not self._specs:
+            return tensors
+        if not self._mixed:
+            return list(map(_local, tensors))
+        return [_local(t) if spread else t for t, spread in zip(tensors, self._spread, strict=True)]
 
     def step(
         self,
@@ -163,8 +181,8 @@ class Steady:
             known.plan.set_rows(rows)
             return Work(known.key, None, known.plan)
         entries = [
-            TensorEntry(params[i], grads[i], row, number, *map(states[i].get, keys))
-            for i, (row, number, keys) in zip(known.members, known.entries, strict=True)
+            TensorEntry(params[i], grads[i], row, number, shard, *_state_of(states[i], keys, shard))
+            for i, (row, number, shard, keys) in zip(known.members, known.entries, strict=True)
         ]
         return Work(known.key, Bucket(known.key, entries, rows), None)
 
@@ -183,6 +201,12 @@ class Steady:
                 if list(map(fact, grads)) != list(map(fact, params)):
                     return None
         states = _states_of(optimizer, params)
+        written: list[torch.Tensor] = []
+        if self._specs:
+            if not self._lie_as_before(compress(grads, self._spread) if self._mixed else grads):
+                return None  # to be redistributed
+            written = params  # nobody else tells autograd of DTensors, whose parts are written to
+            params, grads = self._parts(params), self._parts(grads)
         if not (
             list(map(_data_ptr, params)) == self._params
             # A gradient's dtype does not tell: p.grad_dtype and `p.data = ...` let the two differ.
@@ -196,12 +220,12 @@ class Steady:
             and [state["step"] for state in states] == self._steps
         ):
             return None
-        written = params
+        parts = params
         for column in self._columns:
             tensors = column.same_in(states)
             if tensors is None:
                 return None
-            written = written + tensors
+            parts = parts + tensors
         addresses = list(map(_data_ptr, grads))
         if addresses.count(0) != self._freed:
             return None  # the memory of a gradient was freed
@@ -210,9 +234,18 @@ class Steady:
         ):
             return None  # the same of a view, whose address is then its offset
         self._take_gradients(addresses)
-        if all(known.plan is None for known in self._buckets):
-            written = []  # torch's own operators count what they write
+        if not all(known.plan is None for known in self._buckets):
+            written = written + parts  # where torch's own operators did not count what they wrote
         return params, grads, states, written
+
+    def _lie_as_before(self, grads: Iterable[torch.Tensor]) -> bool:
+        """Return whether gradients that are DTensors have the placements of their parameters."""
+        specs = list(map(_spec, grads))
+        if not all(map(is_, specs, self._specs)):  # other objects may say the same
+            if list(map(_place, specs)) != self._places:
+                return False
+            self._specs = specs
+        return True
 
     def _found_params(
         self, optimizer: Owner, settings: Sequence[dict[str, Any]]
@@ -280,14 +313,17 @@ class _Column:
     addresses are compared too.
     """
 
-    __slots__ = ("_addresses", "_dead", "_ids", "_key", "_refs", "_there")
+    __slots__ = ("_addresses", "_dead", "_ids", "_key", "_mixed", "_refs", "_spread", "_there")
 
     def __init__(self, key: str, values: list[Any], there: list[bool]) -> None:
         tensors = list(compress(values, there))
         self._key = key
         self._there = None if all(there) else there  # which parameters have such a tensor
         self._ids = list(map(id, tensors))
-        self._addresses = list(map(_data_ptr, tensors))
+        spread = list(map(geometry.is_dtensor, tensors))
+        self._spread = spread if any(spread) else None  # which of them are DTensors
+        self._mixed = not all(spread)
+        self._addresses = list(map(_data_ptr, map(geometry.local_of, tensors)))
         self._dead: list[weakref.ref] = []
         self._refs = [weakref.ref(tensor, self._dead.append) for tensor in tensors]
 
@@ -295,13 +331,21 @@ class _Column:
         """Return the tensors that states hold now, or None if any of them is another one."""
         key = self._key
         having = states if self._there is None else compress(states, self._there)
-        tensors = [state[key] for state in having]
-        same = (
-            list(map(id, tensors)) == self._ids
-            and list(map(_data_ptr, tensors)) == self._addresses
-            and not self._dead
-        )
-        return tensors if same else None
+        tensors = parts = [state[key] for state in having]
+        if list(map(id, tensors)) != self._ids:
+            return None
+        if self._spread is not None and self._mixed:
+            parts = [_local(t) if d else t for t, d in zip(tensors, self._spread, strict=True)]
+        elif self._spread is not None:
+            parts = list(map(_local, tensors))
+        same = list(map(_data_ptr, parts)) == self._addresses and not self._dead
+        return parts if same else None
+
+
+def _state_of(state: dict, keys: tuple, shard: Any) -> Iterator[torch.Tensor | None]:
+    """Return the tensors of a parameter's state, or what is here of them, by keys."""
+    tensors = map(state.get, keys)
+    return tensors if shard is None else map(geometry.local_of, tensors)
 
 
 def _columns_of(states: list[dict]) -> list[_Column]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,6 +68,20 @@ def uploaded(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     target = torch.empty(host.shape, dtype=host.dtype, device=device)
     upload_(target, host)
     return target
+
+
+def fetched(flag: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy a tensor to the host; return what waits for the copy, and for nothing later."""
+    host = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
+    host.copy_(flag, non_blocking=True)
+    event = torch.get_device_module(flag.device).Event()
+    event.record()
+
+    def wait() -> torch.Tensor:
+        event.synchronize()
+        return host
+
+    return wait
 
 
 def record_stream(tensor: torch.Tensor, stream: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 
+from fused_optim import errors
+from fused_optim.distributed import geometry, placement
 from fused_optim.precision import modes
 
 
@@ -15,12 +17,10 @@ def trains(param: torch.Tensor) -> bool:
 
 
 def check_param(param: torch.Tensor, where: str) -> None:
-    """Refuse parameters that can't be updated: complex, integer, sparse, overlapping, sharded."""
-    if is_sharded(param):
-        raise NotImplementedError(
-            f"{where} is a DTensor; sharded parameters (FSDP2, tensor parallel) are not supported "
-            "by this version, replicated ones (DistributedDataParallel) are"
-        )
+    """Refuse parameters that can't be updated: complex, integer, sparse, overlapping, Partial."""
+    with errors.naming(f"{where} "):
+        geometry.shard_of(param)
+    param = geometry.local_of(param)
     if param.is_complex():
         raise ValueError(
             f"{where} is {param.dtype}; complex parameters are not supported, optimize "
@@ -37,11 +37,6 @@ def check_param(param: torch.Tensor, where: str) -> None:
     fault = memory_fault(param)
     if fault is not None:
         raise ValueError(f"{where} {fault}; pass p.contiguous() or the tensor it was made from")
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Return whether a tensor is a DTensor, whose memory here may be a part of its shape."""
-    return hasattr(tensor, "device_mesh")
 
 
 def memory_fault(tensor: torch.Tensor) -> str | None:
@@ -64,19 +59,42 @@ def memory_missing(tensor: torch.Tensor) -> str | None:
     return None if needed <= there else f"needs {needed} bytes, but its memory has {there}"
 
 
-def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str) -> None:
-    """Refuse gradients that no backend can use."""
+def local_gradient(
+    grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str
+) -> torch.Tensor:
+    """Return this process's part of a gradient, once it was checked.
+
+    A gradient that is spread otherwise than its parameter is redistributed, by a collective.
+
+    Raises:
+        RuntimeError: no backend can use it.
+    """
     if not isinstance(grad, torch.Tensor):
         raise RuntimeError(f"{optimizer}: the main_grad of {where} is {grad!r}, not a tensor")
+    if geometry.is_dtensor(grad) is not geometry.is_dtensor(param):
+        if geometry.is_dtensor(param):
+            raise RuntimeError(f"{optimizer}: {where} is a DTensor and its gradient is none")
+        raise RuntimeError(
+            f"{optimizer}: the gradient of {where} is a DTensor and the parameter is none; use "
+            "grad.to_local(), or shard both"
+        )
+    if geometry.is_dtensor(grad):
+        if grad.device_mesh != param.device_mesh:
+            fault = placement.fault_of_place(grad, param.device_mesh, grad.placements)
+            raise RuntimeError(f"{optimizer}: the gradient of {where} {fault}")
+        if tuple(grad.placements) != tuple(param.placements):
+            grad = grad.redistribute(placements=param.placements)
+        grad, param = geometry.arrived(geometry.local_of(grad)), geometry.local_of(param)
+    _check_gradient(grad, param, optimizer, where)
+    # Kernels see memory alone.
+    return grad.clone() if grad._is_zerotensor() else grad.resolve_neg()
+
+
+def _check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, where: str) -> None:
     if grad.layout is not torch.strided:
         raise RuntimeError(
             f"{optimizer} does not support sparse gradients: that of {where} has layout "
             f"{grad.layout}. Use sparse=False in the embedding, or torch.optim.SparseAdam"
-        )
-    if is_sharded(grad):
-        raise RuntimeError(
-            f"{optimizer}: the gradient of {where} is a DTensor and the parameter is none; use "
-            "grad.to_local(), or shard both"
         )
     if grad.dtype not in modes.SUPPORTED_DTYPES:
         raise RuntimeError(f"{optimizer}: the gradient of {where} is {grad.dtype}, not a float")
@@ -91,6 +109,18 @@ def check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, wher
             f"{optimizer}: the gradient of {where} {missing}; its storage was resized after "
             "backward, which has to run again"
         )
+
+
+def any_nonfinite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Return whether any element is infinite or NaN: float32 ``[]``, 1 or 0, on ``device``."""
+    alike: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    found = torch.zeros((), dtype=torch.float32, device=device)
+    for same in alike.values():
+        largest = torch.stack(torch._foreach_norm(same, math.inf))
+        found = torch.maximum(found, (~largest.isfinite()).any().to(device, torch.float32))
+    return found
 
 
 def overlaps(tensor: torch.Tensor) -> bool:

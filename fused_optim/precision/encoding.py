@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from fused_optim.distributed import geometry
+
 from . import rounding
 
 # Elements per block. On a CPU the registers of a block fit in the last cache, and its operators
@@ -58,11 +60,17 @@ class Draw:
     seed: int
     step: int
     number: int
+    shard: geometry.Shard | None  # where the parameter lies in the whole
 
     def halves(self, stream: int, first: int, block: torch.Tensor) -> torch.Tensor:
         """Return 16 random bits per element of ``block``, which starts at element ``first``."""
-        word = self.number | stream << 28
-        return rounding.random_halves(first, block.shape, self.seed, self.step, word, block.device)
+        word, shard = self.number | stream << 28, self.shard
+        key = (self.seed, self.step, word)
+        if shard is None or shard.in_order:
+            first += 0 if shard is None else shard.first_element
+            return rounding.random_halves(first, block.shape, *key, block.device)
+        elements = shard.elements(first, block.numel(), block.device)
+        return rounding.random_halves_at(elements, *key).view(block.shape)
 
 
 def decode(param: torch.Tensor, extra: torch.Tensor | None, mode: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fused_optim import errors
+from fused_optim.distributed import geometry, placement
 from fused_optim.precision import checks, encoding, modes, state
 
 
@@ -112,7 +113,6 @@ def _modes_of(optimizer: Any, model: torch.nn.Module, what: str) -> dict[int, st
     Raises:
         TypeError: ``model`` is no module.
         ValueError: the model lacks one of them.
-        NotImplementedError: one is a DTensor.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
@@ -151,15 +151,18 @@ def _mode_of(optimizer: Any, group: dict[str, Any], param: torch.Tensor) -> str:
 def _full_value(
     param: torch.Tensor, kept: dict[str, Any], mode: str, device: torch.device | str | None
 ) -> torch.Tensor:
-    """Return the value of a parameter and its state, in its math dtype."""
-    param = param.detach()
-    if mode == "none":
-        return param if device is None else param.to(device)
-    mode, extra = state.held_extra(param, kept, mode)
-    value = torch.empty_like(param, dtype=torch.float32)
-    for _, (block, target, beside) in encoding.blocks([param, value, extra]):
-        target.copy_(encoding.decode(block, beside, mode))
-    return value if device is None else value.to(device)
+    """Return the value of a parameter and its state, in its math dtype; a DTensor for a DTensor."""
+
+    def value_of(local: torch.Tensor) -> torch.Tensor:
+        value = local
+        if mode != "none":
+            held, extra = state.held_extra(param, kept, mode)
+            value = torch.empty_like(local, dtype=torch.float32)
+            for _, (block, target, beside) in encoding.blocks([local, value, extra]):
+                target.copy_(encoding.decode(block, beside, held))
+        return value if device is None else value.to(device)
+
+    return placement.with_part(param.detach(), value_of)
 
 
 def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.Tensor) -> None:
@@ -167,9 +170,12 @@ def _store_(param: torch.Tensor, kept: dict[str, Any], mode: str, value: torch.T
     if mode == "stochastic":  # no step has random bits for this
         mode = "nearest"
     key = modes.extra_state(mode, param.dtype)
-    extra = None if key is None else kept.get(key[0])
+    extra = None if key is None else geometry.local_of(kept.get(key[0]))
     if extra is None and key is not None:  # the parameter was frozen before it had state
         mode = "nearest"
-    for first, (block, source, beside) in encoding.blocks([param.detach(), value, extra]):
-        source = source.to(param.device, modes.math_dtype(param.dtype))
+    if geometry.is_dtensor(param):
+        value = placement.part_of(value, param.device_mesh, param.placements)
+    here = geometry.local_of(param.detach())
+    for first, (block, source, beside) in encoding.blocks([here, value, extra]):
+        source = source.to(here.device, modes.math_dtype(here.dtype))
         encoding.encode_(block, beside, source, mode, None, first)

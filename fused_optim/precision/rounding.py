@@ -87,6 +87,21 @@ def random_halves(
     return halves[offset : offset + numel].to(torch.int32).bitwise_and_(0xFFFF).view(shape)
 
 
+def random_halves_at(elements: torch.Tensor, seed: int, step: int, stream: int) -> torch.Tensor:
+    """Return the random bits of elements in any order, int32 of their shape.
+
+    Args:
+        elements: logical indices, int64 ``[elements]``. Runs of consecutive ones cost least.
+        seed: and what follows it, as for `random_halves`.
+        step: the parameter's step count.
+        stream: the counter's last word.
+    """
+    groups, at = torch.unique_consecutive(elements >> 3, return_inverse=True)
+    words = _philox4x32(groups, step & _LOW_32, stream, seed & _LOW_32, (seed >> 32) & _LOW_32)
+    halves = words.view(torch.int16).view(-1)[at * 8 + (elements & 7)]
+    return halves.to(torch.int32).bitwise_and_(0xFFFF)
+
+
 def _philox4x32(groups: torch.Tensor, step: int, stream: int, key0: int, key1: int) -> torch.Tensor:
     """Return ``[groups, 4]``: ten rounds of Philox4x32 (Salmon et al., SC 2011).
 

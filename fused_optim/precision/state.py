@@ -1,106 +1,16 @@
-"""The tensors that an optimizer keeps for each parameter: their shapes, dtypes and creation."""
+"""The state of a parameter: how its tensors come to be, and what another precision mode left."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from fused_optim.precision import checks, encoding, modes, state_values
-
-_SHAPES = {
-    "like": lambda shape: shape,
-    "rows": lambda shape: shape[:-1],
-    "cols": lambda shape: shape[:-2] + shape[-1:],
-    "rows_keepdim": lambda shape: (*shape[:-1], 1),
-    "cols_keepdim": lambda shape: (*shape[:-2], 1, shape[-1]),
-    "scalar": lambda shape: (),
-}
+from fused_optim.distributed import geometry, placement
+from fused_optim.precision import encoding, modes, state_values
+from fused_optim.precision.state_tensor import StateTensor
 
 _MODE_OF_KEY = {"master": "master", "remainder": "split", "compensation": "kahan"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StateTensor:
-    """One state tensor of a parameter.
-
-    Attributes:
-        key: in ``optimizer.state[p]``.
-        field: of the `fused_optim.backends.interface.TensorEntry` that hands it to a backend.
-        dtype: of its storage.
-        kind: a key of the table above, which gives the shape.
-        needed: whether a saved state without it is incomplete.
-        may_begin_late: whether the tensor may begin as zeros after the parameter has made steps,
-            for example because an option was turned on in the middle of training.
-    """
-
-    key: str
-    field: str
-    dtype: torch.dtype
-    kind: str = "like"
-    needed: bool = True
-    may_begin_late: bool = False
-
-    def shape(self, param: torch.Tensor) -> tuple[int, ...]:
-        """Return the tensor's shape for ``param``."""
-        return tuple(_SHAPES[self.kind](tuple(param.shape)))
-
-    def zeros(self, param: torch.Tensor) -> torch.Tensor:
-        """Return a new tensor of zeros for ``param``, in its memory format and on its device."""
-        if self.kind == "like":
-            return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
-        return torch.zeros(self.shape(param), dtype=self.dtype, device=param.device)
-
-    def converted(self, value: Any, param: torch.Tensor) -> torch.Tensor:
-        """Return ``value``, a tensor, number or list, as this state tensor of ``param``.
-
-        Raises:
-            ValueError: it is none of these, not of real numbers, or has another shape, dimensions
-                of size 1 left aside.
-        """
-        value, shape = state_values.as_tensor(self.key, value, param.device), self.shape(param)
-        if tuple(value.shape) != shape:
-            if [n for n in value.shape if n != 1] != [n for n in shape if n != 1]:
-                raise ValueError(
-                    f"state {self.key!r} has shape {tuple(value.shape)}, but a parameter of shape "
-                    f"{tuple(param.shape)} needs {shape}; load a state of the same model"
-                )
-            value = value.reshape(shape)
-        missing = checks.memory_missing(value)
-        if missing is not None:
-            raise ValueError(f"state {self.key!r} {missing}; load a state that is in memory")
-        if checks.overlaps(value):
-            value = value.clone(memory_format=torch.contiguous_format)
-        if self.key == "remainder":
-            value = state_values.remainder_bits(value)
-        return value.to(device=param.device, dtype=self.dtype)
-
-    def check(self, value: Any, param: torch.Tensor) -> None:
-        """Refuse a value that no update of ``param`` could read.
-
-        Another dtype or device is no fault, as `ensure` converts the tensor.
-
-        Raises:
-            ValueError: ``value`` is no dense tensor of real numbers in this tensor's shape, with
-                memory of its own for each element.
-        """
-        if value is None:
-            return
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"state {self.key!r} is {value!r}, not a tensor; {state_values.REMEDY}"
-            )
-        state_values.check_kind(self.key, value, param.device)
-        if tuple(value.shape) != self.shape(param):
-            raise ValueError(
-                f"state {self.key!r} has shape {tuple(value.shape)}, but the parameter has shape "
-                f"{tuple(param.shape)} and needs {self.shape(param)}: one of them was replaced or "
-                f"resized; {state_values.REMEDY}"
-            )
-        fault = checks.memory_fault(value)
-        if fault is not None:
-            raise ValueError(f"state {self.key!r} {fault}; {state_values.REMEDY}")
 
 
 def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
@@ -154,10 +64,10 @@ def ensure(
     A state made in another precision mode is carried over: its float32 value survives as far as
     the new mode can hold it.
     """
-    step = state.get("step", 0)
+    step, device = state.get("step", 0), geometry.local_of(param).device
     if capturable:
-        if not isinstance(step, torch.Tensor) or step.device != param.device:
-            state["step"] = state_values.step_tensor(step, param.device)
+        if not isinstance(step, torch.Tensor) or step.device != device:
+            state["step"] = state_values.step_tensor(step, device)
     else:
         state["step"] = state_values.step_count(step)
     for tensor in spec:
@@ -168,10 +78,11 @@ def ensure(
                 if tensor.field == "extra"
                 else tensor.zeros(param)
             )
-        elif value.dtype is not tensor.dtype or value.device != param.device:
+        elif value.dtype is not tensor.dtype or geometry.local_of(value).device != device:
             state[tensor.key] = tensor.converted(value, param)
         elif value.is_inference() and not torch.is_inference_mode_enabled():
-            state[tensor.key] = value.clone()  # which can be written to outside inference mode
+            # A clone may be written to outside of that mode.
+            state[tensor.key] = placement.with_part(value, torch.Tensor.clone)
     for key in _MODE_OF_KEY:
         if key in state and not any(tensor.key == key for tensor in spec):
             del state[key]
@@ -180,7 +91,7 @@ def ensure(
 def held_extra(
     param: torch.Tensor, state: dict[str, Any], mode: str
 ) -> tuple[str, torch.Tensor | None]:
-    """Return the mode whose extra state a 16-bit parameter holds, and that state, on its device.
+    """Return the mode whose extra state a 16-bit parameter holds, and the part of it that is here.
 
     It is ``mode``, unless the state was loaded from another mode's and no step made since; and
     ``"nearest"`` with None where there is no extra state.
@@ -190,7 +101,9 @@ def held_extra(
         held.pop("split", None)
     if mode not in held:
         mode = next(iter(held), "nearest")
-    return mode, state[held[mode]].to(param.device) if held else None
+    if not held:
+        return mode, None
+    return mode, geometry.local_of(state[held[mode]]).to(geometry.local_of(param).device)
 
 
 def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str) -> None:
@@ -202,8 +115,8 @@ def drop_what_says_nothing(param: torch.Tensor, state: dict[str, Any], mode: str
     held = {other: key for key, other in _MODE_OF_KEY.items() if key in state}
     if mode not in held or len(held) == 1:
         return
-    extra = state[held[mode]]
-    for _, (block, beside) in encoding.blocks([param.detach(), extra]):
+    extra = geometry.local_of(state[held[mode]])
+    for _, (block, beside) in encoding.blocks([geometry.local_of(param).detach(), extra]):
         if not torch.equal(encoding.decode(block, beside, mode), block.float()):
             return
     del state[held[mode]]
@@ -213,7 +126,8 @@ def _first_extra(tensor: StateTensor, param: torch.Tensor, state: dict[str, Any]
     """Return new extra state for a parameter, converted from another mode's if there is any."""
     extra, mode = tensor.zeros(param), _MODE_OF_KEY[tensor.key]
     held, old = held_extra(param, state, mode)
-    for first, (block, new, previous) in encoding.blocks([param.detach(), extra, old]):
+    tensors = [geometry.local_of(param).detach(), geometry.local_of(extra), old]
+    for first, (block, new, previous) in encoding.blocks(tensors):
         shown = block.float()
         value = encoding.decode(block, previous, held)
         # The parameter wins where the new mode would store it with another value.

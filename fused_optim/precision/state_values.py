@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fused_optim.precision import checks, modes
+from fused_optim.distributed import geometry
+from fused_optim.precision import modes
 
 STEP_DTYPE = torch.int64  # of a capturable step count, as torch's float32 stops counting at 2**24
 
@@ -21,8 +22,11 @@ REMEDY = (
 )
 
 
-def as_tensor(key: str, value: Any, device: torch.device) -> torch.Tensor:
-    """Return a loaded value, for a parameter on ``device``, as a dense tensor of real numbers."""
+def as_tensor(key: str, value: Any, device: torch.device, *, sharded: bool) -> torch.Tensor:
+    """Return a loaded value, for a parameter on ``device``, as a dense tensor of real numbers.
+
+    ``sharded`` says whether it may be a DTensor.
+    """
     if not isinstance(value, torch.Tensor):
         try:
             return torch.tensor(value, dtype=torch.float64, device="cpu")
@@ -30,20 +34,22 @@ def as_tensor(key: str, value: Any, device: torch.device) -> torch.Tensor:
             raise ValueError(
                 f"state {key!r} is {value!r}; it should be a tensor; load a state of this optimizer"
             ) from None
-    check_kind(key, value, device)
+    check_kind(key, value, device, sharded=sharded)
     return value
 
 
-def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
+def check_kind(key: str, value: torch.Tensor, device: torch.device, *, sharded: bool) -> None:
     """Refuse a state tensor that is sharded, sparse, without memory or not of real numbers.
 
     Args:
         key: of the state.
         value: the tensor.
         device: of its parameter.
+        sharded: whether the tensor may be a DTensor, as its parameter is one.
     """
     what = None
-    if checks.is_sharded(value):
+    local = geometry.local_of(value)
+    if geometry.is_dtensor(value) and not sharded:
         what = "is a DTensor; load the full state, or the shard that belongs to this parameter"
     elif value.layout is not torch.strided:
         what = f"has layout {value.layout}; load it as a dense tensor, `value.to_dense()`"
@@ -51,12 +57,12 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device) -> None:
         key == "remainder" and value.dtype is torch.int16
     ):
         what = f"is {value.dtype}; it should be of a float dtype"
-    elif value.is_meta and device.type != "meta":
+    elif local.is_meta and device.type != "meta":
         what = f"is on the meta device, where it has no values; {REMEDY}"
-    elif value.is_neg():
+    elif local.is_neg():
         what = "is a view that shows its memory negated; take value.resolve_neg()"
     elif key == "remainder":
-        remainder_bits(value)
+        remainder_bits(local)
     if what is not None:
         raise ValueError(f"state {key!r} {what}")
 

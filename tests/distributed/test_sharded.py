@@ -42,18 +42,18 @@ def test_clipping_a_shard_by_its_own_norm_is_refused(ranks: list[dict]) -> None:
         assert found["unchanged"]
 
 
+def test_flat_shards_go_without_factors_and_adafactor_says_so_once(ranks: list[dict]) -> None:
+    for found in (rank["flat_adafactor"] for rank in ranks):
+        for name, key in (("Adafactor", "exp_avg_sq"), ("torch_compat", "variance")):
+            assert found[name]["state"] == [key] and found[name]["moved"]
+            (told,) = found[name]["told"]
+            assert "full second moment" in told and "fully_shard keeps matrices" in told
+
+
 def test_ranks_without_gradients_take_part_in_the_norm(ranks: list[dict]) -> None:
     for rank in ranks:
         norms = rank["no_gradients_here"]["norms"]
         assert norms == pytest.approx([12**0.5, 12**0.5, 24**0.5], rel=1e-6)
-
-
-def test_shards_that_come_after_construction_are_refused_by_name(ranks: list[dict]) -> None:
-    for rank in ranks:
-        assert len(rank["late_shards"]) == 18
-        for case, message in rank["late_shards"].items():
-            assert message.startswith("NotImplementedError: "), (case, message)
-            assert "parameter 0 of group 0 is a DTensor" in message
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_what_fails_on_the_way_to_the_kernels_counts_no_step(name: str, steps: i
     set_gradients(params_of(broken), 7)
     if not steps:
         broken.init_state()
-    with mock.patch.object(type(broken), "_clip", side_effect=RuntimeError("peer gone")):
+    with mock.patch.object(type(broken), "_clip_launches", side_effect=RuntimeError("peer gone")):
         assert_raises_and_changes_nothing(broken, "peer gone", RuntimeError)
     assert broken.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
     for optimizer in (broken, whole):

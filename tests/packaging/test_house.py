@@ -14,7 +14,7 @@ import fused_optim
 from fused_optim.plan.owner import Owner
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("optimizers", "schedules", "distributed", "plan", "backends", "precision", "errors", "ops")
+ROOMS = ("optimizers", "schedules", "plan", "backends", "precision", "distributed", "errors", "ops")
 """The rooms of the package from top to bottom; a module imports from its own and from below."""
 
 LAZY = {"fused_optim._C", "fused_optim._cpu", "fused_optim.triton_kernels"}
@@ -149,12 +149,11 @@ def test_the_map_for_contributors_is_the_tree() -> None:
 
 
 LONG_FILES = {
-    "fused_optim/optimizers/base.py": (530, "torch's whole contract for optimizers, in one class"),
+    "fused_optim/optimizers/base.py": (490, "torch's whole contract for optimizers, in one class"),
     "fused_optim/optimizers/tf_compat.py": (370, "the TensorFlow half: a class with its factory"),
     "fused_optim/optimizers/torch_compat.py": (330, "three classes with torch's signatures"),
-    "fused_optim/plan/steady.py": (320, "what a steady step compares, beside what it then sends"),
+    "fused_optim/plan/steady.py": (360, "what a steady step compares, beside what it then sends"),
     "fused_optim/schedules/greedy.py": (300, "transformers' GreedyLR with its fifteen options"),
-    "fused_optim/backends/eager/adafactor_stages.py": (260, "F1 to F10 side by side"),
     "triton_kernels/adafactor_statistics.py": (260, "one kernel's four ways of reading a tile"),
     "triton_kernels/adafactor_update.py": (260, "one kernel's four ways of reading a tile"),
 }

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import bench_package  # noqa: F401
 import pytest
+from host_work import FEW, MANY, calls_of, operations_of
 
 from bench.host_time import CASES, no_kernels, renew_gradients, tensors
 
-FEW, MANY = 10, 110
 OPERATIONS = 70
 """Bytecode instructions for each tensor, in loops that read gradients, counts and state."""
-
-
-def calls_of(function: Callable[[], Any]) -> int:
-    """Return how many calls the interpreter makes; those made within `map` it does not see."""
-    calls = 0
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
-def operations_of(function: Callable[[], Any]) -> int:
-    """Return how many bytecode instructions run."""
-    operations = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal operations
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        operations += event == "opcode"
-        return trace
-
-    sys.settrace(trace)
-    try:
-        function()
-    finally:
-        sys.settrace(None)
-    return operations
 
 
 def steady_step(name: str, count: int, new_gradients: bool) -> Callable[[], Any]:

@@ -1,6 +1,6 @@
 """Records of a shard: where it begins decides on random bits, and the whole on means.
 
-No optimizer makes such records yet, so they are written here, after the plan has packed its own.
+Most are written here, after the plan has packed its own, so that they are of shards beyond 2^35.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from cases import BACKENDS, device_of, interpreted
 
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
+from fused_optim.distributed.geometry import Shard
 from fused_optim.ops import RECORD_FIELDS, AdafactorRow, AdamWRow
 from fused_optim.plan.tables import Plan
 from fused_optim.plan.work import Work
@@ -70,6 +71,32 @@ def test_adamw(backend: str, more: int, first: int) -> None:
     assert torch.equal(entry.param, drawn(p * 0.875, 0, first))
     assert torch.equal(entry.exp_avg, drawn(m + 0.25 * (0.0 - m), 1, first))
     assert torch.equal(entry.exp_avg_sq, drawn(0.5 * v, 2, first))
+
+
+@pytest.mark.parametrize(
+    "columns", [slice(8, 24), slice(3, 8), slice(39, 40), slice(0, 40)], ids=str
+)
+@kernels
+def test_a_shard_of_columns_draws_as_these_columns_of_the_whole(
+    backend: str, columns: slice
+) -> None:
+    """As the plan packs it: a layout block says how far apart the rows are in the whole."""
+    whole, start = (2, 6, 40), (0, 1, columns.start)
+    width = columns.stop - columns.start
+    shard = Shard(whole, (2, 5, width), start, ((), (0,), (1,)))
+    row = AdamWRow(omb1=0.25, b2=0.5, step_size=0.0, eps=1.0, decay_after=0.875, step=STEP)
+    bucket, entry = bucket_of("adamw", backend, shard.shape, row)
+    entry.shard, entry.exp_avg_sq = shard, torch.rand_like(entry.param)
+    p, m = entry.param.float(), entry.exp_avg.float()
+    run(backend, ("adamw_",), bucket)
+
+    def expected(value: torch.Tensor, stream: int) -> torch.Tensor:
+        full = torch.zeros(whole, device=value.device)
+        full[:, 1:, columns] = value
+        return drawn(full, stream, 0)[:, 1:, columns]
+
+    assert torch.equal(entry.param, expected(p * 0.875, 0))
+    assert torch.equal(entry.exp_avg, expected(m + 0.25 * (0.0 - m), 1))
 
 
 @firsts

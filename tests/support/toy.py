@@ -44,7 +44,7 @@ def toy_(bucket: Any, launch: Any) -> None:
     for index, entry in enumerate(bucket.entries):
         row = bucket.rows[entry.row]
         prepare = preparation(row, launch, math_dtype(key.dtype), index)
-        draw = Draw(launch.seed, row.step, entry.number)
+        draw = Draw(launch.seed, row.step, entry.number, entry.shard)
         tensors = [entry.param, entry.grad, entry.extra, entry.exp_avg]
         for first, (param, grad, extra, exp_avg) in blocks(tensors):
             m = exp_avg.to(math_dtype(key.dtype)) * row.b1 + prepare(grad)

@@ -9,6 +9,8 @@ from .adafactor import (
     adafactor_finalise_,
     adafactor_statistics,
     adafactor_update_sums,
+    shard_sums,
+    shard_update_sum,
 )
 from .adamw import adamw_
 from .gradients import grad_square_sums
@@ -22,4 +24,6 @@ __all__ = [
     "adamw_",
     "grad_square_sums",
     "lion_",
+    "shard_sums",
+    "shard_update_sum",
 ]

@@ -14,7 +14,7 @@ import torch
 from fused_optim.precision.encoding import block_size
 
 from . import adafactor_stages as stages
-from .adafactor_stages import Work
+from .adafactor_work import Work, begin
 from .gradients import skipped
 
 
@@ -24,7 +24,7 @@ def adafactor_statistics(bucket, launch) -> torch.Tensor | None:
     Returns:
         ``[entries]``: the sum of squares of each gradient, not clipped, where that is wanted.
     """
-    bucket.scratch = [stages.begin(bucket, launch, index) for index in range(len(bucket.entries))]
+    bucket.scratch = [begin(bucket, launch, index) for index in range(len(bucket.entries))]
     if not launch.sums_wanted:
         stages.sum_squares(_large(bucket))
         return None
@@ -65,8 +65,26 @@ def adafactor_apply_(bucket, launch) -> None:
     bucket.scratch = None
 
 
+def shard_sums(bucket, index: int) -> dict[str, torch.Tensor]:
+    """Return what of F1 and F2 of a part of a tensor is to be added up over processes, to write to.
+
+    ``rows``, ``cols`` and ``total`` are sums of squares of the gradient, ``old`` of row statistics,
+    ``params`` of squares of the parameter.
+    """
+    work = bucket.scratch[index]
+    sums = {"params": work.p_sum}
+    if work.factored:
+        sums.update(rows=work.row_sum, cols=work.col_sum, total=work.total, old=work.old)
+    return sums
+
+
+def shard_update_sum(bucket, index: int) -> torch.Tensor | None:
+    """Return F6 of a part of a tensor, to be added up and written to; None in a skipped step."""
+    return bucket.scratch[index].u_sum
+
+
 def _large(bucket) -> list[Work]:
-    return [work for work in bucket.scratch if len(work.tiles) > 1]
+    return [work for work in bucket.scratch if len(work.tiles) > 1 or work.split]
 
 
 def _batches(bucket) -> Iterator[list[Work]]:
@@ -74,7 +92,7 @@ def _batches(bucket) -> Iterator[list[Work]]:
     limit, numel = block_size(bucket.key.device), 0
     batch: list[Work] = []
     for work in bucket.scratch:
-        if len(work.tiles) != 1:
+        if len(work.tiles) != 1 or work.split:
             continue
         if batch and numel + work.grad.numel() > limit:
             yield batch

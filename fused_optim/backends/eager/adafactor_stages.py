@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from fused_optim.precision import rounding
-from fused_optim.precision.encoding import Draw, decode, encode_, store_moment_
+from fused_optim.precision.encoding import decode, encode_, store_moment_
 
+from .adafactor_work import Update, Work, zeros
 from .gradients import preparation
-from .tiles import Tile, as_matrices, part, tiles_of
+from .tiles import Tile, part
 
 _SCALE_PARAMETER, _HOLD_IF_ZERO, _CLIP_IGNORES_NAN = 1, 2, 4
-
-Update = tuple[torch.Tensor, "torch.Tensor | float"]
-
-
-@dataclasses.dataclass(slots=True)
-class Work:
-    """One tensor on its way through the stages. Tensors are ``[batch, rows, cols]``."""
-
-    index: int  # in its bucket
-    entry: object
-    row: object
-    mode: str
-    draw: Draw
-    dtype: torch.dtype  # of the math
-    param: torch.Tensor
-    grad: torch.Tensor
-    exp_avg: torch.Tensor | None
-    extra: torch.Tensor | None
-    tiles: Sequence[tuple[int, Tile]]
-    prepare: Callable[[torch.Tensor], torch.Tensor]  # clipped from F3 on
-    row_sum: torch.Tensor | None = None  # [batch, rows] float64, where factored
-    col_sum: torch.Tensor | None = None  # [batch, cols]
-    p_sum: torch.Tensor | None = None  # [] float64, as is u_sum
-    u_sum: torch.Tensor | None = None
-    factors: tuple[torch.Tensor, ...] = ()  # r and c of F4, or V
-    update: Update | None = None  # of F6, where F6 kept it
-    alpha: torch.Tensor | None = None  # [] of F5; F7 makes it 0 where the tensor must not move
-    scale: torch.Tensor | None = None  # [] of F7
-
-    @property
-    def factored(self) -> bool:
-        """Whether the second moment is factored, so that F4 applies."""
-        return self.entry.max_exp_avg_sq is not None
-
-
-def begin(bucket, launch, index: int) -> Work:
-    """Return the work on one entry of a bucket."""
-    entry = bucket.entries[index]
-    row, ndim = bucket.rows[entry.row], entry.grad.dim()
-    dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
-    draw = Draw(launch.seed, row.step, entry.number)
-    tensors = [as_matrices(t, ndim) for t in (entry.param, entry.grad, entry.exp_avg, entry.extra)]
-    prepare = preparation(row, launch, dtype, None)
-    return Work(
-        index, entry, row, bucket.key.mode, draw, dtype, *tensors, tiles_of(tensors[1]), prepare
-    )
 
 
 def sum_squares(works: list[Work], gradients: bool = False) -> list[torch.Tensor]:
@@ -79,6 +33,8 @@ def sum_squares(works: list[Work], gradients: bool = False) -> list[torch.Tensor
                 work.p_sum = _plus(work.p_sum, value.square().sum())  # [F2]
         if gradients:
             totals.append(_total(work) if total is None else total)
+        if work.split:
+            _complete(work)
     return totals
 
 
@@ -109,13 +65,15 @@ def sum_updates(works: list[Work], keep: bool = False) -> None:
             if isinstance(by_row, torch.Tensor):
                 row_sums.mul_(by_row).mul_(by_row)
             work.u_sum = _plus(work.u_sum, row_sums.sum())
+        if work.u_sum is None:  # an empty part of a tensor
+            work.u_sum = zeros(work)
 
 
 def scale(works: list[Work]) -> None:
     """[F7] Find the factors of the updates."""
     for row, group in _by_row(works):
         alphas = torch.stack([work.alpha for work in group])
-        mean = torch.stack([work.u_sum / work.grad.numel() for work in group])
+        mean = torch.stack([work.u_sum / work.whole[0] for work in group])
         if row.flags & _HOLD_IF_ZERO:
             alphas = torch.where(mean == 0, 0.0, alphas)
         ratios = mean.sqrt_().to(alphas.dtype) / row.clip_threshold
@@ -171,6 +129,19 @@ def _plus(total: torch.Tensor | None, addend: torch.Tensor) -> torch.Tensor:
     return addend.double() if total is None else total.add_(addend)
 
 
+def _complete(work: Work) -> None:
+    """Give a part of a tensor the sums that go to other processes, zeros where it is empty."""
+    batch, rows, cols = work.grad.shape
+    if work.p_sum is None:
+        work.p_sum = zeros(work)
+    if not work.factored:
+        return
+    if work.row_sum is None:
+        work.row_sum, work.col_sum = zeros(work, batch, rows), zeros(work, batch, cols)
+    work.total = work.row_sum.sum(-1)
+    work.old = work.entry.exp_avg_sq.view(batch, rows).double().sum(-1)
+
+
 def _total(work: Work) -> torch.Tensor:
     """Return a gradient's float64 sum of squares, from the sums of its rows; 0 if it is empty."""
     if work.row_sum is not None:
@@ -184,8 +155,8 @@ def _add_lines(work: Work, g_square: torch.Tensor, at: Tile) -> None:
         work.row_sum, work.col_sum = rows.double(), cols.double()
         return
     if work.row_sum is None:
-        for name, shape in (("row_sum", work.grad.shape[:-1]), ("col_sum", work.grad[:, 0].shape)):
-            setattr(work, name, torch.zeros(shape, dtype=torch.float64, device=work.grad.device))
+        batch, height, width = work.grad.shape
+        work.row_sum, work.col_sum = zeros(work, batch, height), zeros(work, batch, width)
     b, r, c = at
     work.row_sum[b, r] += rows
     work.col_sum[b, c] += cols
@@ -201,13 +172,19 @@ def _by_row(works: list[Work]) -> Iterator[tuple[object, list[Work]]]:
 
 
 def _finalise_factored_(work: Work, clip_square) -> tuple[torch.Tensor, torch.Tensor]:
-    row, (batch, rows, cols) = work.row, work.grad.shape
-    row_var = work.entry.exp_avg_sq.view(batch, rows)
-    col_var = work.entry.max_exp_avg_sq.view(batch, cols)
+    row, (batch, height, width) = work.row, work.grad.shape
+    _, rows, cols = work.whole
+    row_var = work.entry.exp_avg_sq.view(batch, height)
+    col_var = work.entry.max_exp_avg_sq.view(batch, width)
     for var, total, count in ((row_var, work.row_sum, cols), (col_var, work.col_sum, rows)):
         mean = (total * clip_square / count).add_(row.eps_grad).to(var.dtype)
         var.mul_(row.b2).add_(mean.mul_(row.omb2))  # [F3]
-    row_mean = row_var.mean(-1, keepdim=True).clamp(min=row.mean_floor)
+    if work.total is None:
+        row_mean = row_var.mean(-1, keepdim=True)
+    else:  # of the new statistics, by the sums of both of their terms
+        mean = (work.total * clip_square / cols / rows).add_(row.eps_grad).mul_(row.omb2)
+        row_mean = mean.add_(work.old / rows * row.b2).unsqueeze(-1).to(row_var.dtype)
+    row_mean = row_mean.clamp(min=row.mean_floor)
     return (row_var / row_mean).rsqrt().unsqueeze(-1), col_var.rsqrt().unsqueeze(-2)  # [F4]
 
 
@@ -224,7 +201,7 @@ def _find_alphas_(row, works: list[Work]) -> None:
     """[F5] Find the step sizes before clipping; write the RMS of entries that keep one."""
     dtype, device = works[0].entry.exp_avg_sq.dtype, works[0].grad.device
     if row.flags & _SCALE_PARAMETER:
-        mean = torch.stack([work.p_sum / work.grad.numel() for work in works])
+        mean = torch.stack([work.p_sum / work.whole[0] for work in works])
         rms = mean.sqrt_().to(dtype)
         for work, one in zip(works, rms.unbind(), strict=True):
             if work.entry.rms is not None:

@@ -22,7 +22,7 @@ def adamw_(bucket, launch) -> None:
         row = bucket.rows[entry.row]
         dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
         prepare = preparation(row, launch, dtype, index)
-        draw = Draw(launch.seed, row.step, entry.number)
+        draw = Draw(launch.seed, row.step, entry.number, entry.shard)
         _step_tensor(entry, row, prepare, bucket.key.mode, draw, dtype)
 
 
@@ -56,7 +56,8 @@ def _step_block(first: int, stored, row, prepare, mode: str, draw: Draw, dtype) 
     m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
     # The operator differs in last bits, which a stochastically rounded moment would show.
     in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
-    if not (in_place and torch_fused.update_(value, g, m, v, h, row)):
+    alone = torch_fused.singly(draw.shard, first, g.numel())
+    if not (in_place and torch_fused.update_(value, g, m, v, h, row, alone)):
         update_(value, g, m, v, h, row)
     encode_(param, extra, value, mode, draw, first)
     for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):

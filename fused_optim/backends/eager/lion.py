@@ -18,7 +18,7 @@ def lion_(bucket, launch) -> None:
     for index, entry in enumerate(bucket.entries):
         row = bucket.rows[entry.row]
         prepare = preparation(row, launch, dtype, index)
-        draw = Draw(launch.seed, row.step, entry.number)
+        draw = Draw(launch.seed, row.step, entry.number, entry.shard)
         stored = [entry.param, entry.grad, entry.extra, entry.exp_avg]
         for first, (param, grad, extra, exp_avg) in blocks(stored):
             p, m = decode(param, extra, mode), exp_avg.to(dtype)

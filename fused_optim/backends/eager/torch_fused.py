@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
+
+from . import lanes
 
 _SCHEMA = (
     ("self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
@@ -64,19 +67,41 @@ def run_(bucket) -> None:
     by_row: list[list] = [[] for _ in bucket.rows]
     for entry in bucket.entries:
         by_row[entry.row].append(entry)
+    fields = ("param", "grad", "exp_avg", "exp_avg_sq") + ("max_exp_avg_sq",) * bucket.key.amsgrad
     for row, entries in zip(bucket.rows, by_row, strict=True):
-        if not entries:
-            continue
-        registers = [
-            [getattr(entry, field) for entry in entries]
-            for field in ("param", "grad", "exp_avg", "exp_avg_sq")
-        ]
-        maxima = [entry.max_exp_avg_sq for entry in entries] if bucket.key.amsgrad else []
-        _step(row, *registers, maxima, maximize=row.grad_mul < 0.0)
+        parts = [entry for entry in entries if is_part(entry.shard)]
+        entries = [entry for entry in entries if not is_part(entry.shard)] if parts else entries
+        if entries:
+            registers = [[getattr(entry, field) for entry in entries] for field in fields]
+            _step(row, *registers, maximize=row.grad_mul < 0.0)
+        for entry in parts:
+            registers = [getattr(entry, field) for field in fields]
+            alone = singly(entry.shard, 0, entry.param.numel())
+            _step_part(row, registers, alone, maximize=row.grad_mul < 0.0)
 
 
-def update_(p, g, m, v, h, row) -> bool:
+def is_part(shard) -> bool:
+    """Return whether a tensor is a part of a whole, so that its end is not the whole's."""
+    return shard is not None and shard.shape != shard.whole
+
+
+def singly(shard, first: int, count: int) -> int | None:
+    """Return how many of the last of a part's elements the operators do singly in the whole.
+
+    Args:
+        shard: where the part lies in the whole; for any other tensor the answer is None.
+        first: of the elements that are asked about, by its logical index in the part.
+        count: how many they are.
+    """
+    if not is_part(shard) or not available():
+        return None
+    return lanes.singly(shard, first, count, lanes.cached_width(_one_step)) if count else 0
+
+
+def update_(p, g, m, v, h, row, alone: int | None) -> bool:
     """Run `adamw.update_` on registers by one operator, where that is possible.
+
+    ``alone`` is what `singly` says of a part of a whole, and None for a tensor that is none.
 
     Returns:
         Whether the operator ran. If not, nothing was written.
@@ -85,13 +110,40 @@ def update_(p, g, m, v, h, row) -> bool:
     fits = all(t.dtype is torch.float32 and t.is_contiguous() for t in registers)
     if not (fits and p.device.type == "cpu" and _row_fits(row) and available()):
         return False
-    _step(row, [p], [g], [m], [v], [] if h is None else [h], maximize=False)
+    if alone is None:
+        _step(row, *([register] for register in registers), maximize=False)
+    else:
+        _step_part(row, registers, alone, maximize=False)
     return True
 
 
+def _step_part(row, registers: list, alone: int, *, maximize: bool) -> None:
+    """Step one part of a whole: fused_optim/backends/eager/lanes.py, note: [lanes]."""
+    pieces, padded = lanes.pieces(registers, alone, lanes.cached_width(_one_step))
+    if pieces:
+        _step(row, *map(list, zip(*pieces, strict=True)), maximize=maximize)
+    if padded:
+        del padded[1], registers[1]  # the gradient's
+        lanes.take_back_(registers, padded, alone)
+
+
+def _one_step(registers: list) -> None:
+    """Run an operator on four float32 tensors, to see what it does at their ends."""
+    operator = torch.ops.aten._fused_adamw_.default
+    _run(operator, *([one] for one in registers), [], lr=0.1, eps=1e-3, weight_decay=0.1)
+
+
 def _step(
-    row, params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, maxima: list, *, maximize
+    row,
+    params: list,
+    grads: list,
+    exp_avgs: list,
+    exp_avg_sqs: list,
+    maxima: Sequence = (),
+    *,
+    maximize: bool,
 ) -> None:
+    maxima = list(maxima)
     # step_size*m / (sqrt(v)*denom_scale + eps), divided through by denom_scale.
     lr = row.step_size / row.denom_scale
     l2 = row.l2 != 0.0

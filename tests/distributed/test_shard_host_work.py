@@ -1,0 +1,66 @@
+"""What Python does in a steady step of DTensors: nothing that grows with them but loops in C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bench_package  # noqa: F401
+import pytest
+import torch
+from host_work import FEW, MANY, calls_of, operations_of
+from processes import needs_gloo
+
+from bench.host_time import CASES, no_kernels, tensors
+
+pytestmark = needs_gloo
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """A mesh of two processes, of which only this one is there: nothing may be sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield torch.distributed.init_device_mesh("cpu", (2,))
+    torch.distributed.destroy_process_group()
+
+
+def steady_step(name: str, count: int, mesh: Any, new_gradients: bool) -> Callable[[], Any]:
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    params = tensors(count)
+    if mesh is not None:
+        wholes = [torch.ones(16, 4) for _ in params]
+        params = [
+            torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
+            for whole in wholes
+        ]
+
+    def renew() -> None:
+        grads = [torch.zeros(8, 4) for _ in params]
+        for param, grad in zip(params, grads, strict=True):
+            spread = mesh is not None
+            param.grad = DTensor(grad, param._spec, requires_grad=False) if spread else grad
+
+    renew()
+    optimizer = CASES[name](params)
+    for _ in range(2):
+        optimizer.step()
+    if new_gradients:
+        renew()
+    return optimizer.step
+
+
+@pytest.mark.parametrize("new_gradients", [False, True], ids=["", "new"])
+@pytest.mark.parametrize("name", ["AdamW", "torch_compat.AdamW"])
+def test_a_steady_step_costs_python_little_more_than_of_plain_tensors(
+    name: str, new_gradients: bool, mesh: Any
+) -> None:
+    with no_kernels():
+        few, many = (calls_of(steady_step(name, n, mesh, new_gradients)) for n in (FEW, MANY))
+        assert many - few <= 2  # nothing but the odd call of the garbage collector
+        spread, plain = (
+            operations_of(steady_step(name, MANY, where, new_gradients)) for where in (mesh, None)
+        )
+        assert spread <= 1.3 * plain
