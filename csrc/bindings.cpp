@@ -99,6 +99,15 @@ void DefineAdafactor(py::module_& m) {
   m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a);
+  m.def(
+      "adafactor_sums",
+      [](int64_t batch, int64_t rows, int64_t cols) {
+        const AdafactorSumPlaces at = AdafactorSums(batch, rows, cols);
+        return py::dict("grads"_a = at.grads, "params"_a = at.params, "updates"_a = at.updates,
+                        "rows"_a = at.rows, "cols"_a = at.cols, "means"_a = at.means,
+                        "olds"_a = at.olds, "row_jobs"_a = at.row_jobs);
+      },
+      "batch"_a, "rows"_a, "cols"_a);
   m.def("check_device", &CheckDevice, "device"_a);
 }
 #endif

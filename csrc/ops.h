@@ -57,6 +57,15 @@ int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols);
 int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols);
 int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols);
 
+// Where in a tensor's scratch the sums lie that its parts on several processes add up. Those of a
+// matrix's lines begin at these places; `row_jobs` for each batch index add up to a mean of rows.
+struct AdafactorSumPlaces {
+  int64_t grads, params, updates;
+  int64_t rows, cols, means, olds;
+  int64_t row_jobs;  // 0 where no sums of lines are kept
+};
+AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols);
+
 // Whether a tensor is small enough for AdafactorFinalise to do all four stages of it.
 bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols);
 

@@ -158,6 +158,49 @@ class WithAdafactor(Elementwise):
             self._launch(tables, "tiles"), tables.scratch.data_ptr()
         )
 
+    def keeps_sums(self, shape: Shape, rows_split: bool, cols_split: bool) -> bool:
+        """Return whether the sums of a part of a tensor lie in scratch memory, to be exchanged.
+
+        Those of tiny matrices' lines do not, nor what a single row adds to its columns.
+        """
+        if self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols)["row_jobs"]:
+            return True
+        return not rows_split and not (cols_split and shape.batch * shape.rows > 1)
+
+    def shard_sums(
+        self, scratch: torch.Tensor, shape: Shape, factored: bool
+    ) -> dict[str, torch.Tensor]:
+        """Return F1 and F2 of a part of a tensor, by the names that eager gives them.
+
+        Args:
+            scratch: the tensor's own, float32.
+            shape: of the part.
+            factored: whether it has row and column statistics.
+        """
+        batch, rows, cols = shape.batch, shape.rows, shape.cols
+        at = self.extension.adafactor_sums(batch, rows, cols)
+        sums = {"params": scratch[at["params"]]}
+        jobs = at["row_jobs"]
+        if factored and not jobs and batch * rows == 1:
+            sums["rows"] = scratch[at["grads"]]
+        if not (factored and jobs):
+            return sums
+        sums["rows"] = scratch[at["rows"] : at["rows"] + batch * rows]
+        sums["cols"] = scratch[at["cols"] : at["cols"] + batch * cols]
+        for name, first in (("total", at["means"]), ("old", at["olds"])):
+            each = scratch[first : first + batch * jobs].view(batch, jobs)
+            if jobs > 1:  # the first takes what the others have
+                each[:, 0] = each.sum(-1)
+                each[:, 1:] = 0.0
+            sums[name] = each[:, 0]
+        return sums
+
+    def shard_update_sum(self, scratch: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """Return F6 of a part of a tensor, in its scratch memory."""
+        return scratch[
+            self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols)["updates"]
+        ]
+
     def adafactor_apply_(self, tables: Tables, launch: Launch) -> None:
         """Run F7 to F10: scale the updates and write the parameters."""
         self.extension.adafactor_apply_(self._launch(tables, "tiles"), tables.scratch.data_ptr())

@@ -23,8 +23,11 @@ __all__ = [
     "adafactor_update_sums",
     "adamw_",
     "grad_square_sums",
+    "keeps_sums",
     "lion_",
     "needs",
+    "shard_sums",
+    "shard_update_sum",
 ]
 
 
@@ -67,6 +70,9 @@ adafactor_statistics = _ops.adafactor_statistics
 adafactor_finalise_ = _ops.adafactor_finalise_
 adafactor_update_sums = _ops.adafactor_update_sums
 adafactor_apply_ = _ops.adafactor_apply_
+keeps_sums = _ops.keeps_sums
+shard_sums = _ops.shard_sums
+shard_update_sum = _ops.shard_update_sum
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 
 from fused_optim import errors, precision
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, TensorEntry
+from fused_optim.backends.interface import STATE_FIELDS, Bucket, BucketKey, Shape, TensorEntry
 from fused_optim.distributed import geometry
 from fused_optim.ops import FAMILIES
 from fused_optim.plan import capture
@@ -155,8 +155,8 @@ def sorted_into_buckets(
         key, backend = kind.key, kind.backend
         if backend != "eager" and not plan_records.fits(entry, key):
             backend = "eager"
-        if shard is not None and shard.over and not FAMILIES[key.op].elementwise:
-            backend = "eager"  # kernels keep the sums that processes exchange in their own ways
+        if backend != "eager" and not _exchanges(entry, key, backend):
+            backend = "eager"
         if key.capturable and backend == "eager" and key.device.type != "cpu":
             where = errors.place(optimizer.param_groups[group_index], group_index, index)
             raise NotImplementedError(
@@ -170,6 +170,19 @@ def sorted_into_buckets(
         bucket.entries.append(entry)
         homes.append((bucket, entry))
     return homes
+
+
+def _exchanges(entry: TensorEntry, key: BucketKey, backend: str) -> bool:
+    """Return whether a backend hands out what a step has to add up over processes, if anything."""
+    shard = entry.shard
+    if shard is None or not shard.over or FAMILIES[key.op].exchanged is None:
+        return True
+    module = dispatch.load(backend)
+    if not hasattr(module, "keeps_sums") or entry.param.numel() == 0:
+        return False  # of an empty part, kernels would not advance the statistics that others have
+    rows, cols = shard.split[-2:] if len(shard.split) > 1 else ((), ())
+    shape = Shape(*plan_records.matrix_shape(entry.param.shape), sharded=True)
+    return module.keeps_sums(shape, bool(rows), bool(cols))
 
 
 def give_rows(

@@ -7,11 +7,9 @@ have gradients or elements here or not. So all-reduces of different processes ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
-from fused_optim.backends import dispatch
 from fused_optim.backends.interface import Bucket, TensorEntry
 from fused_optim.distributed import agreement, reduce
 from fused_optim.distributed.reduce import Ranks, Sums
@@ -84,40 +82,40 @@ class Exchange:
         members = self._spread.members
         sums = Sums([(m.number, m.everywhere, 1) for m in members], self._dtype(True))
         held = [
-            (member.number, module.shard_update_sum(source, index))
-            for module, source, index, member in self._held(works)
+            (member.number, work.shard_update_sum(index))
+            for work, index, member in self._held(works)
         ]
-        for number, value in held:
-            if value is not None:
-                sums[number].copy_(value.reshape(1))
+        held = [(sums[number].view(()), value) for number, value in held if value is not None]
+        slots, values = [slot for slot, _ in held], [value for _, value in held]
+        if held:
+            torch._foreach_copy_(slots, values)
         reduce.together([sums])
-        for number, value in held:
-            if value is not None:
-                value.copy_(sums[number].view(()))
+        if held:
+            torch._foreach_copy_(values, slots)
 
     def _dtype(self, statistics: bool) -> torch.dtype:
         """Return the dtype of sums: float32 where there may be many, but for float64 parameters."""
         wide = not statistics or any(m.dtype is torch.float64 for m in self._spread.members)
         return torch.float64 if wide else torch.float32
 
-    def _held(self, works: Sequence[Work]) -> Iterator[tuple[Any, Any, int, Member]]:
-        """Yield the parts that are here: their backend, what it works on, index and parameter."""
+    def _held(self, works: Sequence[Work]) -> Iterator[tuple[Work, int, Member]]:
+        """Yield the parts that are here: their bucket, index there and parameter."""
         for work, here in zip(works, self._here, strict=True):
-            module = dispatch.load("eager" if work.plan is None else work.plan.backend)
             for index, member in here:
-                yield module, work.bucket, index, member
+                yield work, index, member
 
     def _copy(self, works: Sequence[Work], sums: Sums, statistics: bool, *, back: bool) -> None:
         """Copy Adafactor's sums of the parts to where they are added up, or ``back``."""
         if not statistics:
             return
-        for module, source, index, member in self._held(works):
-            for name, value in module.shard_sums(source, index).items():
-                if (member.number, name) not in sums:
-                    continue
-                slot = sums[member.number, name].view(value.shape)
-                target, given = (value, slot) if back else (slot, value)
-                target.copy_(given)
+        slots, values = [], []
+        for work, index, member in self._held(works):
+            for name, value in work.shard_sums(index).items():
+                if (member.number, name) in sums:
+                    slots.append(sums[member.number, name].view(value.shape))
+                    values.append(value)
+        if slots:
+            torch._foreach_copy_(*((values, slots) if back else (slots, values)))
 
     def _linked(self, each: Sums, squares: list[torch.Tensor]) -> list[_Link]:
         """Return which entries of a bucket go to which numbers: (bucket, over, from, to)."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Tables
+from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Shape, Tables
 from fused_optim.ops import RECORD_SIZE, ROW_SIZE
 from fused_optim.plan import maps, upload
 from fused_optim.plan import records as plan_records
@@ -123,6 +123,12 @@ class Plan:
             draws=self._fact("draws", self._draws),
             some_empty=self._fact("some empty", self._some_empty),
         )
+
+    def scratch_of(self, index: int) -> tuple[torch.Tensor, Shape, bool]:
+        """Return a tensor's own scratch memory and shape, and whether it is factored."""
+        names = ("scratch", "batch", "rows", "cols", "max_exp_avg_sq")
+        first, *shape, cols = (int(self.host[index, COLUMN[name]]) for name in names)
+        return self._scratch[first:], Shape(*shape, sharded=True), bool(cols)
 
     def uploaded_bytes(self) -> int:
         """Return how many bytes a new plan of the same bucket copies to the device, at most."""

@@ -41,6 +41,19 @@ class Work:
             self.plan, self.bucket.backend = None, "eager"
             return self.run(op, launch)
 
+    def shard_sums(self, index: int) -> dict[str, torch.Tensor]:
+        """Return the sums of a tensor's part that go over processes before F3, to write to."""
+        if self.plan is None:
+            return dispatch.load("eager").shard_sums(self.bucket, index)
+        return dispatch.load(self.plan.backend).shard_sums(*self.plan.scratch_of(index))
+
+    def shard_update_sum(self, index: int) -> torch.Tensor | None:
+        """Return F6 of a tensor's part, likewise; None in a step that eager skips."""
+        if self.plan is None:
+            return dispatch.load("eager").shard_update_sum(self.bucket, index)
+        scratch, shape, _ = self.plan.scratch_of(index)
+        return dispatch.load(self.plan.backend).shard_update_sum(scratch, shape)
+
     def written(self) -> list[torch.Tensor]:
         """Return the tensors that kernels wrote to. torch counts what its own operators write."""
         return [] if self.plan is None else self.bucket.written()

@@ -68,6 +68,21 @@ def test_every_case(world_size: int, tmp_path: Path) -> None:
         assert_no_differences(rank["adafactor"], 80)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sends CPU tensors to kernels")
+def test_kernels_hand_out_the_sums_of_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a part is empty, or its sums are not kept, eager takes it, beside kernels elsewhere."""
+    import host_module  # skips where there is no C++ compiler
+
+    monkeypatch.setenv("FUSED_OPTIM_TEST_BACKEND", "cuda")
+    monkeypatch.setenv("FUSED_OPTIM_TEST_HOST_MODULE", str(host_module.path()))
+    ranks = results_of(WORKER, tmp_path, str(tmp_path), "kernels", world_size=4)
+    for rank in ranks:
+        assert_no_differences(rank["adafactor"], len(ranks[0]["adafactor"]))
+        assert rank["kernels"] > 40 and rank["eager"] > 40
+
+
 def test_no_operator_sees_a_dtensor_in_a_steady_step(ranks: list[dict]) -> None:
     for found in (rank["collectives"] for rank in ranks):
         cases = [case for name, case in found.items() if name != "groups"]

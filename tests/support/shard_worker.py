@@ -24,6 +24,9 @@ def main() -> None:
     if not known:  # one process, whose tensors are whole
         finish({"checkpoints": checkpoint_shards.checkpoints(Path(folder), known)})
         return
+    if "kernels" in more:
+        finish(statistics_shards.on_kernels(known))
+        return
     results = {
         "elementwise": elementwise_shards.differences(known, every=every),
         "adafactor": statistics_shards.adafactor(known, every=every),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,9 @@ from watch import watched
 
 import fused_optim
 from fused_optim import torch_compat
+from fused_optim.plan.exchange import Exchange
 
-SHAPES = ((37, 5), (3,), (70,), (8, 3, 4), (2, 2), (5, 0), (1, 70), (3, 1, 5, 2), ())
+SHAPES = ((37, 5), (3,), (70,), (8, 3, 4), (2, 2), (5, 0), (1, 70), (3, 1, 5, 2), (), (1100, 2))
 UPDATES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adafactor": functools.partial(fused_optim.Adafactor, weight_decay=0.1),
     "momentum": functools.partial(fused_optim.Adafactor, beta1=0.9, clip_threshold=0.5),
@@ -101,6 +103,20 @@ def adafactor(known: dict[str, Any], every: bool) -> dict[str, list[str]]:
             if mode != "nearest":
                 found[f"{name}, steps"] = many_steps(Twins(make, mine, known), mode)
     return found
+
+
+def on_kernels(known: dict[str, Any]) -> dict[str, Any]:
+    """The same where kernels take the parameters; and how many parts they took, and eager."""
+    counts = {"eager": 0, "kernels": 0}
+    second = Exchange.second
+
+    def counted(exchange: Exchange, works: list[Any]) -> None:
+        for work, parts in zip(works, exchange._here, strict=True):
+            counts["eager" if work.plan is None else "kernels"] += len(parts)
+        second(exchange, works)
+
+    with mock.patch.object(Exchange, "second", counted):
+        return {"adafactor": adafactor(known, every=False), **counts}
 
 
 def collectives(known: dict[str, Any]) -> dict[str, Any]:

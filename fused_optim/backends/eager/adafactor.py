@@ -68,8 +68,8 @@ def adafactor_apply_(bucket, launch) -> None:
 def shard_sums(bucket, index: int) -> dict[str, torch.Tensor]:
     """Return what of F1 and F2 of a part of a tensor is to be added up over processes, to write to.
 
-    ``rows``, ``cols`` and ``total`` are sums of squares of the gradient, ``old`` of row statistics,
-    ``params`` of squares of the parameter.
+    ``rows`` and ``cols`` are sums of squares of the gradient, ``total`` of the rows' means of
+    these, ``old`` of row statistics, ``params`` of squares of the parameter.
     """
     work = bucket.scratch[index]
     sums = {"params": work.p_sum}

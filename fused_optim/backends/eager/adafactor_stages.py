@@ -138,7 +138,7 @@ def _complete(work: Work) -> None:
         return
     if work.row_sum is None:
         work.row_sum, work.col_sum = zeros(work, batch, rows), zeros(work, batch, cols)
-    work.total = work.row_sum.sum(-1)
+    work.total = work.row_sum.sum(-1) / work.whole[2]
     work.old = work.entry.exp_avg_sq.view(batch, rows).double().sum(-1)
 
 
@@ -182,7 +182,7 @@ def _finalise_factored_(work: Work, clip_square) -> tuple[torch.Tensor, torch.Te
     if work.total is None:
         row_mean = row_var.mean(-1, keepdim=True)
     else:  # of the new statistics, by the sums of both of their terms
-        mean = (work.total * clip_square / cols / rows).add_(row.eps_grad).mul_(row.omb2)
+        mean = (work.total * clip_square / rows).add_(row.eps_grad).mul_(row.omb2)
         row_mean = mean.add_(work.old / rows * row.b2).unsqueeze(-1).to(row_var.dtype)
     row_mean = row_mean.clamp(min=row.mean_floor)
     return (row_var / row_mean).rsqrt().unsqueeze(-1), col_var.rsqrt().unsqueeze(-2)  # [F4]

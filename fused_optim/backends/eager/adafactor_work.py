@@ -34,7 +34,7 @@ class Work:
     prepare: Callable[[torch.Tensor], torch.Tensor]  # clipped from F3 on
     row_sum: torch.Tensor | None = None  # [batch, rows] float64, where factored
     col_sum: torch.Tensor | None = None  # [batch, cols]
-    total: torch.Tensor | None = None  # [batch] sums of squares; with `old`, of a part alone
+    total: torch.Tensor | None = None  # [batch] sums of row means; with `old`, of a part alone
     old: torch.Tensor | None = None  # [batch] sums of the row statistics before the step
     p_sum: torch.Tensor | None = None  # [] float64, as is u_sum
     u_sum: torch.Tensor | None = None
