@@ -41,9 +41,10 @@ def placings(ndim: int) -> list[Placed]:
     return found
 
 
-def in_turns(tensors: list[Any], number: int) -> list[Any]:
+def in_turns(tensors: list[Any], number: int, every: bool = False) -> list[Any]:
     """Return a share of a case's tensors, a smaller one in more processes; cases take turns."""
-    share = {2: 2, 3: 3}.get(dist.get_world_size(), 6)
+    share = {2: 1, 3: 1}.get(dist.get_world_size(), 4) if every else 0
+    share = share or {2: 2, 3: 3}.get(dist.get_world_size(), 6)
     return tensors[number % share :: share]
 
 

@@ -98,7 +98,7 @@ def adafactor(known: dict[str, Any], every: bool) -> dict[str, list[str]]:
     found = {}
     for number, (name, make, mine, mode) in enumerate(cases()):
         if every or number % 7 == 3 * dist.get_world_size() % 7:
-            mine = mine if every else in_turns(mine, number)
+            mine = in_turns(mine, number, every)
             found[name] = one_step(Twins(make, mine, known))
             if mode != "nearest":
                 found[f"{name}, steps"] = many_steps(Twins(make, mine, known), mode)
