@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from bench.results import Machine
 from bench.tables import figure
 
 _WIDTH_OF_A_FILE = 180
@@ -50,18 +49,3 @@ class Display:
             table.add_row(*(escape(figure(cell)) for cell in row))
         self._console.print()
         self._console.print(table)
-
-
-def header(machine: Machine) -> str:
-    """Return the lines that name the machine, its versions and the commit."""
-    device = machine.cpu
-    if machine.device == "cuda":
-        memory = (machine.memory_bytes or 0) / 2**30
-        device = f"{machine.gpu}, {machine.multiprocessors} multiprocessors, {memory:.0f} GiB"
-    versions = [("torch", machine.torch), ("triton", machine.triton), ("CUDA", machine.cuda)]
-    versions += [("driver", machine.driver), ("Python", machine.python), *machine.peers.items()]
-    return (
-        f"{device}; {machine.cores} cores, {machine.threads} threads\n"
-        f"fused_optim {machine.fused_optim} at {machine.commit}, {machine.date}; "
-        + ", ".join(f"{name} {version}" for name, version in versions if version)
-    )

@@ -7,9 +7,9 @@ within one run, so that they hold on other GPUs too.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import shapes
 from bench.results import Check, Memory, Results, Row
 from bench.setups import OURS, SETUPS
+from bench.shapes import LARGE, MANY_SMALL, SHAPES
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,18 @@ class Goal:
     goal: float
     floor: float | None = None  # below which a run fails
     at_most: bool = False  # the value should be low, not high
+    # Of a ratio: where it holds.
+    device: str = "cuda"
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
 
     def check(self, value: float, case: str = "") -> Check:
         """Return the verdict on a measured value; ``case`` tells several of one goal apart."""
         name = f"{self.name}: {case}" if case else self.name
-        met, above = self._reaches(value, self.goal), self._reaches(value, self.floor)
-        return Check(name, value, self.unit, self.goal, self.floor, met, above)
-
-    def _reaches(self, value: float, bound: float | None) -> bool:
-        if bound is None:
-            return True
-        return value <= bound if self.at_most else value >= bound
+        sign = -1 if self.at_most else 1
+        bounds = (self.goal, self.floor)
+        verdicts = (bound is None or sign * value >= sign * bound for bound in bounds)
+        return Check(name, value, self.unit, *bounds, *verdicts)
 
 
 _PERCENT = "% of copy bandwidth"
@@ -42,30 +43,44 @@ _TRANSIENT = (
     "bytes or 16 MiB, whichever is more"
 )
 
+_SMALL = ("t5-base", "lora-r16")
+_LARGE_BF16 = {"shapes": LARGE, "dtypes": ("bf16",)}
+_CPU = {"device": "cpu", "dtypes": ("fp32",), "shapes": ("gpt2-30M",)}
+_CPU_124M = {**_CPU, "shapes": ("gpt2-124M",)}
+
+
 GOALS: dict[str, Goal] = {
     goal.name: goal
     for goal in (
         # On a GPU.
         Goal("adamw bandwidth", "AdamW, 100M parameters and more", _PERCENT, 92, 85),
-        Goal("adamw large", "AdamW against torch fused at equal bytes, large lists", "x", 1.15, 1),
-        Goal("adamw many small", "the same, lists of many small tensors", "x", 3, 1.5),
+        Goal("adamw large", "AdamW against torch fused at equal bytes", "x", 1.15, 1, shapes=LARGE),
+        Goal("adamw many small", "the same, many small tensors", "x", 3, 1.5, shapes=MANY_SMALL),
         Goal("adamw elsewhere", "the same, other lists", "x", 1, 0.98),
         Goal("lion bandwidth", "Lion, 100M parameters and more", _PERCENT, 92, 85),
         Goal("adafactor bandwidth", "Adafactor, large bf16 lists", _PERCENT, 85, 75),
-        Goal("adafactor large", "Adafactor against transformers', large bf16 lists", "x", 8, 5),
-        Goal("adafactor small", "the same, T5-base and LoRA", "x", 10, 5),
-        Goal("torch adafactor large", "Adafactor against torch's, large bf16 lists", "x", 2.5, 2),
-        Goal("torch adafactor small", "the same, T5-base and LoRA", "x", 5, 2),
-        Goal("lion launches", "launches of a Lion step per bucket", "launches", 1, 1, True),
+        Goal("adafactor large", "Adafactor against transformers'", "x", 8, 5, **_LARGE_BF16),
+        Goal("adafactor small", "the same, T5-base and LoRA", "x", 10, 5, shapes=_SMALL),
+        Goal("torch adafactor large", "Adafactor against torch's", "x", 2.5, 2, **_LARGE_BF16),
+        Goal("torch adafactor small", "the same, T5-base and LoRA", "x", 5, 2, shapes=_SMALL),
         Goal("adamw launches", "launches of an AdamW step per bucket", "launches", 1, 1, True),
+        Goal("lion launches", "of a Lion step per bucket", "launches", 1, 1, True),
         Goal("adafactor launches", "of an Adafactor step per bucket", "launches", 5, 5, True),
         Goal("host time", _HOST, "of torch fused", 0.25, 0.5, True),
         Goal("transient memory", _TRANSIENT, "of the limit", 1, 1, True),
         Goal("build", "building the CUDA extension for one architecture", "s", 30, None, True),
         # On a CPU. The floors of "no slower" leave room for noise, as on a GPU.
-        Goal("cpu torch adamw", "torch_compat.AdamW fp32 against torch fused", "x", 1, 0.98),
-        Goal("cpu adamw", "AdamW against torch foreach", "x", 1, 0.98),
-        Goal("cpu adafactor", "Adafactor against transformers'", "x", 1.5, 1.5),
+        Goal("cpu torch adamw", "torch_compat.AdamW against torch fused", "x", 1, 0.98, **_CPU),
+        Goal("cpu adamw", "AdamW against torch foreach", "x", 1, 0.98, **_CPU),
+        Goal(
+            "cpu adafactor",
+            "Adafactor against transformers'",
+            "x",
+            1.5,
+            1.5,
+            **_CPU | {"shapes": ("gpt2-124M",)},
+        ),
+        Goal("cpu adafactor small", "the same, a smaller list", "x", 1.5, 1.5, **_CPU),
     )
 }
 
@@ -85,7 +100,7 @@ def _on_a_gpu(results: Results) -> Iterator[Check]:
     for row in own:
         large = row.copy_percent is not None and row.parameters >= _LARGE_NUMEL
         if row.op == "adafactor":
-            large = large and row.dtype == "bf16" and row.shapes in shapes.LARGE
+            large = large and row.dtype == "bf16" and row.shapes in LARGE
         if large:
             yield GOALS[f"{row.op} bandwidth"].check(row.copy_percent, _case(row))
     for row in own:

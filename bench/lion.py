@@ -1,20 +1,12 @@
 """Lion as people write it in PyTorch, one operator after another for each tensor: a baseline."""
 
-from collections.abc import Iterable
-
 import torch
 
 
 class ForLoopLion(torch.optim.Optimizer):
     """The update of Lion's paper (algorithm 2), in the parameter's dtype."""
 
-    def __init__(
-        self,
-        params: Iterable[torch.nn.Parameter],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

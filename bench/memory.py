@@ -30,11 +30,7 @@ def measure(subject: Subject, shapes: str) -> Memory:
     cuda = subject.device.type == "cuda"
     state, count = subject.state_bytes(), subject.parameters
     return Memory(
-        optimizer=subject.setup.name,
-        source=subject.setup.source,
-        shapes=shapes,
-        dtype=subject.dtype,
-        parameters=count,
+        *(subject.setup.name, subject.setup.source, shapes, subject.dtype, count),
         state_bytes_per_parameter=round(state / count, 4),
         bytes_per_parameter=round((state + subject.param_bytes()) / count, 4),
         transient_bytes=_cuda_transient(subject) if cuda else _cpu_transient(subject),

@@ -1,8 +1,6 @@
-"""Markdown tables, and the parts of pages that a command writes: ``<!-- NAME:begin -->`` to end."""
+"""Pages: Markdown tables, and templates."""
 
-import argparse
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,14 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "".join(f"|{'|'.join(f' {c} ' if c else ' ' for c in line)}|\n" for line in lines)
 
 
-def filled(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return ``page`` with each table in the place of its name, of which there must be one."""
-    for name, table in tables.items():
-        place = rf"(?<=<!-- {name}:begin -->\n).*?(?=<!-- {name}:end -->)"
-        text = table()
-        page, found = re.subn(place, lambda _, text=text: text, page, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"the page has {found} places <!-- {name}:begin -->, and needs one")
-    return page
+def render(template: Path, **facts: Any) -> str:
+    """Return a Jinja template, filled in; what goes into HTML is escaped."""
+    import jinja2  # which those who only fill Markdown tables need not have
 
-
-def rewrite(
-    page: Path,
-    tables: Mapping[str, Callable[[], str]],
-    what: str | None = None,
-    arguments: list[str] | None = None,
-) -> None:
-    """Bring a page's tables up to date, as the command that ``what`` describes."""
-    if what is not None:
-        argparse.ArgumentParser(description=what).parse_args(arguments)
-    page.write_text(filled(page.read_text(), tables))
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=".html" in template.name,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return made.get_template(template.name).render(facts)

@@ -2,20 +2,7 @@
 
 from dataclasses import dataclass
 
-from bench import shapes
 from bench.goals import GOALS, Goal
-
-_ANY: tuple[str, ...] = tuple(shapes.SHAPES)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A goal of `bench.goals`, and where it holds."""
-
-    goal: str
-    device: str
-    shapes: tuple[str, ...]
-    dtypes: tuple[str, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -26,36 +13,23 @@ class Pair:
     baseline: str
     kind: str  # of bench.results.KINDS
     dtypes: tuple[str, ...] = ("fp32",)
-    targets: tuple[Target, ...] = ()  # of which the first that fits a case gives its goal
+    targets: tuple[str, ...] = ()  # names of goals, of which the first that fits a case holds
 
     def goal(self, device: str, shapes: str, dtype: str) -> Goal | None:
-        for target in self.targets:
-            if device == target.device and shapes in target.shapes and dtype in target.dtypes:
-                return GOALS[target.goal]
+        for goal in map(GOALS.__getitem__, self.targets):
+            if device == goal.device and shapes in goal.shapes and dtype in goal.dtypes:
+                return goal
         return None
 
     def __str__(self) -> str:
         return f"{self.ours} vs {self.baseline}"
 
 
-_ADAMW = (
-    Target("adamw large", "cuda", shapes.LARGE),
-    Target("adamw many small", "cuda", shapes.MANY_SMALL),
-    Target("adamw elsewhere", "cuda", _ANY),
-    Target("cpu torch adamw", "cpu", ("gpt2-30M",), ("fp32",)),
-)
-_SMALL = ("t5-base", "lora-r16")
-_ADAFACTOR = (
-    Target("adafactor large", "cuda", shapes.LARGE, ("bf16",)),
-    Target("adafactor small", "cuda", _SMALL),
-    Target("cpu adafactor", "cpu", ("gpt2-124M",), ("fp32",)),
-)
-_ADAFACTOR_T5 = (*_ADAFACTOR, Target("cpu adafactor", "cpu", ("gpt2-30M",), ("fp32",)))
-_TORCH_ADAFACTOR = (
-    Target("torch adafactor large", "cuda", shapes.LARGE, ("bf16",)),
-    Target("torch adafactor small", "cuda", _SMALL),
-)
-_FOREACH = (Target("cpu adamw", "cpu", ("gpt2-30M",), ("fp32",)),)
+_ADAMW = ("adamw large", "adamw many small", "adamw elsewhere", "cpu torch adamw")
+_ADAFACTOR = ("adafactor large", "adafactor small", "cpu adafactor")
+_ADAFACTOR_T5 = (*_ADAFACTOR, "cpu adafactor small")
+_TORCH_ADAFACTOR = ("torch adafactor large", "torch adafactor small")
+_FOREACH = ("cpu adamw",)
 
 _DEFAULT, _BYTES, _SEMANTICS = "default", "equal bytes", "equal semantics"
 _BF16 = ("bf16",)

@@ -6,11 +6,13 @@ never missing, so that a reader needs no defaults.
 
 import dataclasses
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from bench.system import Machine
 
 FORMAT = 2
 """Raised when the meaning of a key changes. Format 1 is read too: there a ratio was the median over
@@ -18,31 +20,6 @@ the pairs, which its times, medians over all rounds, didn't have."""
 
 KINDS = ("default", "equal bytes", "equal semantics")
 """What a ratio compares: two defaults, two optimizers of equal memory, or the same update."""
-
-_T = TypeVar("_T")
-
-
-@dataclass
-class Machine:
-    """Where the figures come from."""
-
-    date: str
-    commit: str
-    fused_optim: str
-    torch: str
-    triton: str | None
-    cuda: str | None
-    driver: str | None
-    python: str
-    cpu: str
-    cores: int
-    threads: int
-    device: str  # "cpu" or "cuda"
-    gpu: str | None = None
-    multiprocessors: int | None = None
-    memory_bytes: int | None = None
-    l2_bytes: int | None = None
-    peers: dict[str, str] = field(default_factory=dict)  # name to version
 
 
 @dataclass
@@ -54,8 +31,8 @@ class Copy:
     quartiles: list[float]
 
 
-class _Measured:
-    """Something that another file may have as well."""
+class _Item:
+    """One of a list; another file may have it as well, under the same key."""
 
     KEY: ClassVar[tuple[str, ...]]
 
@@ -65,7 +42,7 @@ class _Measured:
 
 
 @dataclass
-class Row(_Measured):
+class Row(_Item):
     """The time of one optimizer's step on one list of shapes."""
 
     KEY = ("optimizer", "shapes", "dtype")
@@ -88,7 +65,10 @@ class Row(_Measured):
 
 
 @dataclass
-class Check:
+class Check(_Item):
+    """The verdict on a figure."""
+
+    KEY = ("name",)
     name: str
     value: float
     unit: str
@@ -99,7 +79,7 @@ class Check:
 
 
 @dataclass
-class Ratio(_Measured):
+class Ratio(_Item):
     """Two optimizers measured in turns; a ratio above 1 says that this package is faster.
 
     ``ratio`` is `quotient` of the two times, and ``ratio_quartiles`` are over the pairs of rounds.
@@ -133,7 +113,7 @@ class Ratio(_Measured):
 
 
 @dataclass
-class Memory(_Measured):
+class Memory(_Item):
     """Bytes of one optimizer, measured in a process of its own."""
 
     KEY = ("optimizer", "shapes", "dtype")
@@ -148,7 +128,8 @@ class Memory(_Measured):
 
 
 @dataclass
-class Missing:
+class Missing(_Item):
+    KEY = ("what",)
     what: str
     why: str
 
@@ -170,6 +151,11 @@ class Results:
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
         write(path, text + "\n")
 
+    def frame(self, name: str) -> pd.DataFrame:
+        """Return one of the lists as a table; what is None is missing."""
+        columns = [column.name for column in dataclasses.fields(_ITEMS[name])]
+        return pd.DataFrame([vars(item) for item in getattr(self, name)], columns=columns)
+
 
 _ITEMS = {"rows": Row, "ratios": Ratio, "memory": Memory, "checks": Check, "missing": Missing}
 
@@ -177,23 +163,30 @@ _ITEMS = {"rows": Row, "ratios": Ratio, "memory": Memory, "checks": Check, "miss
 def write(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader, or a kill, never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
-def by_line(data: dict[str, Any], last: str) -> str:
-    """Return JSON whose list ``last`` comes last, an item a line, for diffs that can be read."""
-    lines = ",\n  ".join(map(json.dumps, data[last]))
-    head = json.dumps({key: data[key] for key in data if key != last}, indent=1)[:-2]
-    return f'{head},\n "{last}": [\n  {lines}\n ]\n}}\n'
+    new = path.with_name(f"{path.name}.tmp")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def quotient(baseline_ms: float, ours_ms: float) -> float:
     """Return the ratio of two times to the three digits that are shown and judged."""
     return float(f"{baseline_ms / ours_ms:.3g}")
+
+
+def merged(old: Results | None, new: Results | None) -> Results | None:
+    """Return the figures of both; where both have one, the new one's.
+
+    Figures of another device are not mixed with these: the new ones stand alone then.
+    """
+    if old is None or new is None or old.machine.place != new.machine.place:
+        return new or old
+    both = Results(new.machine, new.copy or old.copy)
+    for name in _ITEMS:
+        items = (*getattr(old, name), *getattr(new, name))
+        setattr(both, name, list({item.key: item for item in items}.values()))
+    measured = {str(ratio) for ratio in new.ratios}
+    both.missing = [item for item in both.missing if item.what not in measured]
+    return both
 
 
 def load(path: Path) -> Results:
@@ -226,7 +219,15 @@ def load(path: Path) -> Results:
     return results
 
 
-def _construct(cls: type[_T], data: Any, where: str) -> _T:
+def read(path: Path) -> Results | None:
+    """Return the figures of a file, or None where there are none to be read."""
+    try:
+        return load(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _construct(cls: type, data: Any, where: str) -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     given = set(data) if isinstance(data, dict) else {type(data).__name__}
     if given != names:

@@ -32,6 +32,9 @@ class Setup:
     # that its traffic follows from its state. This package's is counted.
     one_pass: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
     def optimizer(
         self, params: Sequence[torch.nn.Parameter], backend: str | None = None
     ) -> torch.optim.Optimizer:
@@ -45,138 +48,121 @@ class Setup:
 
 
 _BF16 = torch.bfloat16
-_ALL = ("fp32", "bf16", "fp16")
+_MOMENTS = {"state_dtype": _BF16}
+_DECAY = {"weight_decay": 0.01}
+_CLIPS = {"max_grad_norm": MAX_GRAD_NORM}
 _T5 = {"lr": 1e-3, "relative_step": False, "scale_parameter": False}
 _MODES = ("nearest", "stochastic", "kahan", "split", "master")
 
 
-def _own() -> list[Setup]:
-    def own(name: str, factory: str, dtypes: tuple[str, ...] = _ALL, **options: Any) -> Setup:
-        op = next((name for name in ("adafactor", "lion") if name in factory.lower()), "adamw")
-        return Setup(name, op, OURS, factory, options, dtypes)
+def _setup(name: str, factory: str, dtypes: str = "fp32 bf16 fp16", **options: Any) -> Setup:
+    """Return a setup; ``clips`` and ``one_pass`` are its own, all other options the optimizer's."""
+    own = {key: options.pop(key, False) for key in ("clips", "one_pass")}
+    op = next((op for op in ("adafactor", "lion") if op in factory.lower()), "adamw")
+    source = "torch" if factory.startswith("bench") else factory.partition(":")[0].split(".")[0]
+    return Setup(name, op, source, factory, options, tuple(dtypes.split()), **own)
 
-    adamw, adafactor = "fused_optim:AdamW", "fused_optim:Adafactor"
-    torch_adamw = "fused_optim.torch_compat:AdamW"
-    decay = {"weight_decay": 0.01}
+
+def _own() -> list[Setup]:
+    adamw, adafactor, compat = "fused_optim:AdamW", "fused_optim:Adafactor", OURS + ".torch_compat:"
     setups = [
-        own("AdamW", adamw, **decay),
-        own("AdamW bf16-moments", adamw, ("fp32", "fp16"), state_dtype=_BF16, **decay),
-        own("AdamW clipped", adamw, max_grad_norm=MAX_GRAD_NORM, **decay),
-        own("AdamWeightDecay", "fused_optim:AdamWeightDecay", weight_decay_rate=0.01),
-        own("Lion", "fused_optim:Lion", **decay),
-        own("torch_compat.AdamW", torch_adamw),
-        own("torch_compat.AdamW nearest", torch_adamw, ("bf16",), low_precision="nearest"),
-        own("torch_compat.AdamW amsgrad", torch_adamw, amsgrad=True),
-        own("torch_compat.AdamW clipped", torch_adamw, max_grad_norm=MAX_GRAD_NORM),
-        own("torch_compat.Adam", "fused_optim.torch_compat:Adam"),
-        own("torch_compat.Adafactor", "fused_optim.torch_compat:Adafactor"),
-        own("Adafactor", adafactor),
-        own("Adafactor stochastic", adafactor, ("bf16",), low_precision="stochastic"),
-        own("Adafactor clipped", adafactor, max_grad_norm=MAX_GRAD_NORM),
-        own("Adafactor T5", adafactor, **_T5),
-        own("Adafactor beta1", adafactor, beta1=0.9),
-        own("Adafactor beta1 bf16-moments", adafactor, beta1=0.9, state_dtype=_BF16),
+        _setup("AdamW", adamw, **_DECAY),
+        _setup("AdamW bf16-moments", adamw, "fp32 fp16", **_MOMENTS, **_DECAY),
+        _setup("AdamW clipped", adamw, **_CLIPS, **_DECAY),
+        _setup("AdamWeightDecay", "fused_optim:AdamWeightDecay", weight_decay_rate=0.01),
+        _setup("Lion", "fused_optim:Lion", **_DECAY),
+        _setup("torch_compat.AdamW", f"{compat}AdamW"),
+        _setup("torch_compat.AdamW nearest", f"{compat}AdamW", "bf16", low_precision="nearest"),
+        _setup("torch_compat.AdamW amsgrad", f"{compat}AdamW", amsgrad=True),
+        _setup("torch_compat.AdamW clipped", f"{compat}AdamW", **_CLIPS),
+        _setup("torch_compat.Adam", f"{compat}Adam"),
+        _setup("torch_compat.Adafactor", f"{compat}Adafactor"),
+        _setup("Adafactor", adafactor),
+        _setup("Adafactor stochastic", adafactor, "bf16", low_precision="stochastic"),
+        _setup("Adafactor clipped", adafactor, **_CLIPS),
+        _setup("Adafactor T5", adafactor, **_T5),
+        _setup("Adafactor beta1", adafactor, beta1=0.9),
+        _setup("Adafactor beta1 bf16-moments", adafactor, beta1=0.9, **_MOMENTS),
     ]
     for mode in _MODES:
-        options = {"low_precision": mode, **decay}
+        kept = {"low_precision": mode}
         if mode != "split":  # what AdamW and Adafactor T5 are for bf16 parameters
-            setups.append(own(f"AdamW {mode}", adamw, ("bf16",), **options))
-            t5 = {**_T5, "low_precision": mode}
-            setups.append(own(f"Adafactor T5 {mode}", adafactor, ("bf16",), **t5))
+            setups.append(_setup(f"AdamW {mode}", adamw, "bf16", **kept, **_DECAY))
+            setups.append(_setup(f"Adafactor T5 {mode}", adafactor, "bf16", **_T5, **kept))
         name = f"AdamW {mode} bf16-moments"
-        setups.append(own(name, adamw, ("bf16",), state_dtype=_BF16, **options))
+        setups.append(_setup(name, adamw, "bf16", **_MOMENTS, **kept, **_DECAY))
     return setups
 
 
 def _baselines() -> list[Setup]:
-    def adam(name: str, cls: str = "AdamW", clips: bool = False, **options: bool) -> Setup:
-        fused = "fused" in options
-        dtypes = _ALL if fused else _ALL[:2]  # eps is 0 in float16, and parameters become NaN
-        factory, one_pass = f"torch.optim:{cls}", fused and not clips
-        return Setup(name, "adamw", "torch", factory, options, dtypes, clips, one_pass)
-
-    def adafactor(name: str, clips: bool = False, **options: Any) -> Setup:
-        return Setup(name, "adafactor", "torch", "torch.optim:Adafactor", options, _ALL, clips)
-
-    def transformers(name: str, clips: bool = False, **options: Any) -> Setup:
-        factory = "transformers.optimization:Adafactor"
-        return Setup(name, "adafactor", "transformers", factory, options, _ALL, clips)
-
-    decay = {"weight_decay": 0.01}
+    adamw, adafactor = "torch.optim:AdamW", "torch.optim:Adafactor"
+    theirs = "transformers.optimization:Adafactor"
+    # In float16 eps is 0, and parameters become NaN, but for the fused ones.
+    two, fused = "fp32 bf16", {"fused": True, "one_pass": True}
+    clipped = {"fused": True, "clips": True}
     return [
-        adam("torch AdamW for-loop", foreach=False),
-        adam("torch AdamW foreach", foreach=True),
-        adam("torch AdamW fused", fused=True),
-        adam("torch AdamW fused amsgrad", fused=True, amsgrad=True),
-        adam("torch AdamW foreach clipped", foreach=True, clips=True),
-        adam("torch AdamW fused clipped", fused=True, clips=True),
-        adam("torch Adam fused", "Adam", fused=True),
-        Setup("for-loop Lion", "lion", "torch", "bench.lion:ForLoopLion", decay, _ALL[:2]),
-        adafactor("torch Adafactor"),
-        adafactor("torch Adafactor foreach", foreach=True),
-        transformers("transformers Adafactor"),
-        transformers("transformers Adafactor T5", **_T5),
-        transformers("transformers Adafactor beta1", beta1=0.9),
-        transformers("transformers Adafactor clipped", clips=True),
+        _setup("torch AdamW for-loop", adamw, two, foreach=False),
+        _setup("torch AdamW foreach", adamw, two, foreach=True),
+        _setup("torch AdamW fused", adamw, **fused),
+        _setup("torch AdamW fused amsgrad", adamw, **fused, amsgrad=True),
+        _setup("torch AdamW foreach clipped", adamw, two, foreach=True, clips=True),
+        _setup("torch AdamW fused clipped", adamw, **clipped),
+        _setup("torch Adam fused", "torch.optim:Adam", **fused),
+        _setup("for-loop Lion", "bench.lion:ForLoopLion", two, **_DECAY),
+        _setup("torch Adafactor", adafactor),
+        _setup("torch Adafactor foreach", adafactor, foreach=True),
+        _setup("transformers Adafactor", theirs),
+        _setup("transformers Adafactor T5", theirs, **_T5),
+        _setup("transformers Adafactor beta1", theirs, beta1=0.9),
+        _setup("transformers Adafactor clipped", theirs, clips=True),
     ]
-
-
-def _peer(name: str, source: str, factory: str, dtypes: str = "fp32 bf16", **options: Any) -> Setup:
-    # torchao is compiled per tensor, and how often it passes over memory is inductor's affair.
-    one_pass = source != "torchao"
-    op = "lion" if "Lion" in name else "adamw"
-    return Setup(name, op, source, factory, options, tuple(dtypes.split()), False, one_pass)
 
 
 def _peers() -> list[Setup]:
     """Other packages. Their defaults, but for what a name says."""
     ao, bnb, flash = "torchao.optim", "bitsandbytes.optim", "flashoptim:FlashAdamW"
-    rounds = {"bf16_stochastic_round": True}
-    full = {"quantize": False, "master_weight_bits": 32}
-    return [
-        _peer("optimi AdamW", "optimi", "optimi:AdamW", lr=1e-3),
-        _peer("torchao AdamW8bit", "torchao", f"{ao}:AdamW8bit"),
-        _peer("torchao AdamWFp8", "torchao", f"{ao}:AdamWFp8"),
-        _peer("torchao AdamW stochastic", "torchao", f"{ao}:_AdamW", "bf16", **rounds),
-        _peer("bitsandbytes AdamW", "bitsandbytes", f"{bnb}:AdamW32bit"),
-        _peer("bitsandbytes Lion", "bitsandbytes", f"{bnb}:Lion32bit"),
-        _peer("bitsandbytes AdamW8bit", "bitsandbytes", f"{bnb}:AdamW8bit"),
-        _peer("FlashAdamW", "flashoptim", flash),
-        _peer("FlashAdamW 32-bit", "flashoptim", flash, "bf16", **full),
-        _peer("apex FusedAdam", "apex", "apex.optimizers:FusedAdam"),
-        *_transformer_engine(),
-    ]
-
-
-def _transformer_engine() -> list[Setup]:
-    def engine(name: str, dtypes: str, **options: Any) -> Setup:
-        factory = "transformer_engine.pytorch.optimizers:FusedAdam"
-        full = f"TransformerEngine FusedAdam {name}".rstrip()
-        return _peer(full, "transformer_engine", factory, dtypes, **options)
-
+    engine, te = "TransformerEngine FusedAdam", "transformer_engine.pytorch.optimizers:FusedAdam"
+    two, once = "fp32 bf16", {"one_pass": True}
     remainders = {"master_weights": True, "store_param_remainders": True}
     moments = {"exp_avg_dtype": _BF16, "exp_avg_sq_dtype": _BF16}
+    full = {"quantize": False, "master_weight_bits": 32}
     return [
-        engine("", "fp32 bf16"),
-        engine("master", "bf16", master_weights=True),
-        engine("remainders", "bf16", **remainders),
-        engine("remainders bf16-moments", "bf16", **remainders, **moments),
+        _setup("optimi AdamW", "optimi:AdamW", two, lr=1e-3, **once),
+        # torchao is compiled per tensor, and how often it passes over memory is inductor's affair.
+        _setup("torchao AdamW8bit", f"{ao}:AdamW8bit", two),
+        _setup("torchao AdamWFp8", f"{ao}:AdamWFp8", two),
+        _setup("torchao AdamW stochastic", f"{ao}:_AdamW", "bf16", bf16_stochastic_round=True),
+        _setup("bitsandbytes AdamW", f"{bnb}:AdamW32bit", two, **once),
+        _setup("bitsandbytes Lion", f"{bnb}:Lion32bit", two, **once),
+        _setup("bitsandbytes AdamW8bit", f"{bnb}:AdamW8bit", two, **once),
+        _setup("FlashAdamW", flash, two, **once),
+        _setup("FlashAdamW 32-bit", flash, "bf16", **full, **once),
+        _setup("apex FusedAdam", "apex.optimizers:FusedAdam", two, **once),
+        _setup(engine, te, two, **once),
+        _setup(f"{engine} master", te, "bf16", master_weights=True, **once),
+        _setup(f"{engine} remainders", te, "bf16", **remainders, **once),
+        _setup(f"{engine} remainders bf16-moments", te, "bf16", **remainders, **moments, **once),
     ]
 
 
 SETUPS: dict[str, Setup] = {s.name: s for s in (*_own(), *_baselines(), *_peers())}
 """Every setup by its name."""
 
-PEERS: dict[str, str] = {
-    "transformers": "transformers",
-    "optimi": "torch-optimi",
-    "torchao": "torchao",
-    "bitsandbytes": "bitsandbytes",
-    "flashoptim": "flashoptim",
-    "apex": "apex",
-    "transformer_engine": "transformer_engine",
-}
+PEERS = {name: name for name in "transformers torchao bitsandbytes flashoptim apex".split()}
+PEERS |= {"optimi": "torch-optimi", "transformer_engine": "transformer_engine"}
 """The sources that are neither this package nor torch: module to distribution."""
+
+SWEPT = tuple(
+    (name, dtype)
+    for names, dtype in (
+        (("AdamW", "torch AdamW fused"), "fp32"),
+        (("torch_compat.AdamW", "torch AdamW fused"), "bf16"),
+        (("Adafactor", "transformers Adafactor", "torch Adafactor", "torch AdamW foreach"), "fp32"),
+        (("Adafactor stochastic",), "bf16"),
+    )
+    for name in names
+)
+"""What is swept, with its dtype; the first seven where time is short."""
 
 BEST_KNOWN = ("AdamW", "torch_compat.AdamW", "AdamW split bf16-moments", "AdamW stochastic")
 BEST_KNOWN += ("torch AdamW fused", "torch AdamW foreach")

@@ -114,6 +114,23 @@ def swept(kind: str, tensors: int, numel: int) -> str:
     return name
 
 
+MOST_SWEPT = {"cpu": 10**8, "cuda": 10**10}  # parameters of a list
+
+
+def sweep_lists(device: str, quick: bool) -> list[str]:
+    """Return the lists of both sweeps.
+
+    They are 16 tensors of 10 thousand to 10 billion parameters together, as far as memory goes, and
+    ten million parameters split into 1 to 10,000 tensors. Lists grow from the cheapest to the
+    dearest, so that a run that is out of time has the lines' beginnings.
+    """
+    counts = (1, 100, 10_000) if quick else (1, 10, 100, 1000, 10_000)
+    tops = [10**k for k in ((4, 6, 8, 9) if quick else range(4, 11))]
+    tops += [] if quick else [3 * 10**9]
+    points = [swept(FIXED_TENSORS, 16, n // 16) for n in sorted(tops) if n <= MOST_SWEPT[device]]
+    return [*points, *(swept(FIXED_SIZE, n, 10**7 // n) for n in counts)]
+
+
 def kind_of(name: str) -> str | None:
     """Return what a list is a point of, or None where it is none of the sweep's."""
     match = re.fullmatch(r"sweep-(count|size)-\d+x\d+", name)

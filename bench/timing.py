@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+
+from bench import system
 
 Step = Callable[[], None]
 
@@ -80,9 +83,8 @@ class CudaTimer(CpuTimer):
         return start.elapsed_time(end)
 
 
-def timer_for(device: torch.device, warm_up: float | None = None) -> CpuTimer:
-    options = {} if warm_up is None else {"warm_up": warm_up}
-    return CudaTimer(device, **options) if device.type == "cuda" else CpuTimer(**options)
+def timer_for(device: torch.device, warm_up: float) -> CpuTimer:
+    return CudaTimer(device, warm_up) if device.type == "cuda" else CpuTimer(warm_up)
 
 
 def in_turns(
@@ -105,10 +107,7 @@ def in_turns(
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return (values[0],) * 3
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
+    return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 def middle_means(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
@@ -143,9 +142,5 @@ def copy_bandwidth(device: torch.device, timer: CpuTimer, rounds: int) -> tuple[
 
 def _cpu_cache_bytes() -> int:
     """Return the size of the last-level cache, or a guess; bounded, as some are shared widely."""
-    try:
-        with open("/sys/devices/system/cpu/cpu0/cache/index3/size") as file:
-            kibibytes = int(file.read().strip().rstrip("K"))
-    except (OSError, ValueError):
-        kibibytes = 2**15
-    return min(kibibytes * 1024, 2**27)
+    size = system.text("/sys/devices/system/cpu/cpu0/cache/index3/size").strip().rstrip("K")
+    return min(1024 * int(size) if size.isdigit() else 2**25, 2**27)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import bench_package  # noqa: F401
 import pytest
 import torch
+from host_steps import CASES, no_kernels, tensors
 from host_work import FEW, MANY, calls_of, operations_of
 from processes import needs_gloo
-
-from bench.host_time import CASES, no_kernels, tensors
 
 pytestmark = needs_gloo
 

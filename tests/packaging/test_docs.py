@@ -7,13 +7,16 @@ from pathlib import Path
 from types import ModuleType
 
 import bench_package  # noqa: F401
+import precision_page
 import pytest
+import written_pages
 
 pytest.importorskip("pandas")
 
-from bench import kept_updates, pages, precision_table, results
+import readme_page
+
+from bench import results
 from fused_optim.backends import dispatch
-from tools.report import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,13 +24,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def test_cpu_figures_are_those_of_the_committed_results() -> None:
-    found = results.load(readme.CPU_RESULTS)
-    assert readme.cpu_table(found) in README
-    assert pages.filled(README, readme.TABLES) == README
+    found = results.load(readme_page.CPU_RESULTS)
+    assert readme_page.cpu_table(found) in README
+    assert written_pages.filled(README, readme_page.TABLES) == README
 
 
 def test_the_readme_says_of_every_cpu_goal_whether_it_was_met() -> None:
-    goals = [r for r in results.load(readme.CPU_RESULTS).ratios if r.goal is not None]
+    goals = [r for r in results.load(readme_page.CPU_RESULTS).ratios if r.goal is not None]
     assert len(goals) == 5
     for ratio in goals:
         (row,) = (
@@ -42,10 +45,10 @@ def test_the_readme_says_of_every_cpu_goal_whether_it_was_met() -> None:
 
 
 def test_times_and_ratio_of_every_row_agree_and_the_worst_are_among_them() -> None:
-    found = results.load(readme.CPU_RESULTS)
+    found = results.load(readme_page.CPU_RESULTS)
     each = r"\| `(.+?)` \| (.+?) \| (\w+) \| (\S+) \| ([\d.,]+) ms \| ([\d.,]+) ms \| ([\d.]+)"
     shown = {}
-    for ours, baseline, dtype, shapes, *figures in re.findall(each, readme.cpu_table(found)):
+    for ours, baseline, dtype, shapes, *figures in re.findall(each, readme_page.cpu_table(found)):
         before, after, ratio = (float(figure.replace(",", "")) for figure in figures)
         assert before / after == pytest.approx(ratio, rel=0.01)
         shown[ours, baseline, shapes, dtype] = ratio
@@ -86,11 +89,10 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
 @pytest.mark.parametrize(
     ("command", "page", "block"),
     [
-        (readme, "README", "cpu"),
-        (precision_table, "PAGE", "training"),
-        (kept_updates, "PAGE", "kept"),
+        (readme_page, "README", "cpu"),
+        (precision_page, "PAGE", "training"),
     ],
-    ids=["readme", "precision_table", "kept_updates"],
+    ids=["readme", "precision"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import bench_package  # noqa: F401
 import pytest
+from host_steps import CASES, no_kernels, renew_gradients, tensors
 from host_work import FEW, MANY, calls_of, operations_of
-
-from bench.host_time import CASES, no_kernels, renew_gradients, tensors
 
 OPERATIONS = 70
 """Bytecode instructions for each tensor, in loops that read gradients, counts and state."""

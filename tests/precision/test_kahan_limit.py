@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import bench_package  # noqa: F401
 import pytest
 import torch
+from precision_page import Drive
 
 import fused_optim
-from bench.kept_updates import Drive
 
 BF16, FP16 = torch.bfloat16, torch.float16
 BITS = {BF16: 8, FP16: 11}  # of the significand

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench_package  # noqa: F401
+import precision_page
 import pytest
 import torch
+import written_pages
 
 import fused_optim
-from bench import pages, precision_table
 from fused_optim import torch_compat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ LIVE_MARGIN = 0.02
 """Nats per byte beyond the span of three float32 seeds that a live run may end; stalling runs are
 more than five times as far off."""
 
-RESULTS: dict[str, Any] = json.loads(precision_table.RESULTS.read_text())
+RESULTS: dict[str, Any] = json.loads(precision_page.RESULTS.read_text())
 LOW = [run for run in RESULTS["runs"] if run["dtype"] != "float32"]
 each_run = pytest.mark.parametrize("run", LOW, ids=lambda run: run["name"])
 
@@ -32,14 +32,15 @@ each_run = pytest.mark.parametrize("run", LOW, ids=lambda run: run["name"])
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    page = precision_table.PAGE.read_text()
-    assert precision_table.table(RESULTS) in page
+    page = precision_page.PAGE.read_text()
+    assert precision_page.training_table(RESULTS) in page
     assert "| bfloat16, `split` | 12 |" in page
-    assert pages.filled(page, precision_table.TABLES) == page
+    quick = {name: precision_page.TABLES[name] for name in ("training", "memory")}
+    assert written_pages.filled(page, quick) == page
 
 
 def test_the_file_is_complete_and_small() -> None:
-    assert precision_table.RESULTS.stat().st_size < 200_000
+    assert precision_page.RESULTS.stat().st_size < 200_000
     reference = [run for run in RESULTS["runs"] if run["dtype"] == "float32"]
     for family in ("adamw", "adafactor"):
         assert sorted(r["seed"] for r in reference if r["optimizer"] == family) == [0, 1, 2, 3, 4]
@@ -57,12 +58,12 @@ def test_the_file_is_complete_and_small() -> None:
 
 @each_run
 def test_modes_that_keep_updates_end_within_the_span_of_float32(run: dict[str, Any]) -> None:
-    low, high = precision_table.span(RESULTS, run["optimizer"])
+    low, high = precision_page.span(RESULTS, run["optimizer"])
     if run["mode"] in STALLING:
         assert run["final_loss"] > high + 5 * (high - low)
     else:
         assert low <= run["final_loss"] <= high
-        assert abs(run["final_loss"] - precision_table.same_seed(RESULTS, run)) < 0.005
+        assert abs(run["final_loss"] - precision_page.same_seed(RESULTS, run)) < 0.005
 
 
 @each_run
@@ -73,7 +74,7 @@ def test_bytes_of_the_runs_are_those_of_the_state(run: dict[str, Any]) -> None:
     if not module:
         options["low_precision"] = run["mode"]
         options["state_dtype"] = getattr(torch, run["state_dtype"] or "float32")
-    expected = precision_table.stored_bytes(getattr(owner, name), options, torch.bfloat16)
+    expected = precision_page.stored_bytes(getattr(owner, name), options, torch.bfloat16)
     assert expected <= run["bytes_per_parameter"] < expected + 0.1
 
 
@@ -82,9 +83,10 @@ def test_bytes_of_the_runs_are_those_of_the_state(run: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def precision() -> Any:
-    """The benchmark's module, which is imported from the checkout."""
+    """The example's module, which is imported from the checkout."""
     before = list(sys.path)
-    from bench import precision
+    sys.path.append(str(ROOT / "examples"))
+    import precision
 
     yield precision
     sys.path[:] = before
@@ -167,7 +169,7 @@ def test_the_command_draws_what_it_measured(
     precision: Any, tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is pending but one run, and the picture follows it."""
-    pytest.importorskip("seaborn")
+    pytest.importorskip("matplotlib")
     settings, corpus = tiny
     monkeypatch.setattr(precision, "Settings", lambda: settings)
     monkeypatch.setattr(precision, "load_corpus", lambda: corpus)
@@ -183,6 +185,25 @@ def test_the_command_draws_what_it_measured(
     ]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_the_picture_is_of_the_results(precision: Any) -> None:
+    """The float32 runs are a band, every other run of AdamW is a line, and every run has an end."""
+    pytest.importorskip("matplotlib")
+    from precision_plot import picture
+
+    losses, ends = picture(RESULTS).axes
+    runs = [run for run in LOW if run["optimizer"] == "adamw"]
+    late = {tuple(line.get_ydata()): line.is_dashed() for line in losses.lines}
+    assert late == {tuple(run["losses"][2:]): run["mode"] in STALLING for run in runs}
+    (band,) = losses.collections
+    low, high = precision_page.span(RESULTS, "adamw")
+    last = [y for x, y in band.get_paths()[0].vertices if x == RESULTS["settings"]["steps"]]
+    assert (min(last), max(last)) == (low, high)
+    shown = sorted(line.get_xdata()[0] for line in ends.lines)
+    assert shown == sorted(run["final_loss"] for run in RESULTS["runs"])
+    names = list(dict.fromkeys(run["name"] for run in RESULTS["runs"]))
+    assert [label.get_text().split("  ·")[0] for label in ends.get_yticklabels()] == names
 
 
 def test_products_are_those_of_bfloat16_hardware(precision: Any, tiny: tuple[Any, Any]) -> None:

@@ -7,9 +7,13 @@ import time
 from pathlib import Path
 
 import bench_package  # noqa: F401
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("jinja2")
 
 from tools.gpu_check import __main__ as check
-from tools.gpu_check import record, stages
+from tools.gpu_check import stages
 
 PASS = "print('all is well')"
 
@@ -25,11 +29,11 @@ def stage(name: str, code: str, limit_s: float = 60, collect=stages.collect_reco
     return stages.Stage(name, f"test of {name}", 1, limit_s, lambda _: command, collect)
 
 
-def call(tmp_path: Path, *some, limit_s: float | None = None) -> tuple[int, record.Record]:
+def call(tmp_path: Path, *some, limit_s: float | None = None) -> tuple[int, stages.Record]:
     """Exit status of a call that runs these stages, and what it recorded."""
     deadline = None if limit_s is None else time.monotonic() + limit_s
     status = check.Check(context(tmp_path), list(some), deadline).run()
-    return status, record.Record.open(tmp_path / "out" / "stages.json")
+    return status, stages.Record.open(tmp_path / "out" / "stages.json")
 
 
 def page(tmp_path: Path) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import bench_package  # noqa: F401
+import pytest
+
+pytest.importorskip("pandas")
 
 from bench import goals
 from bench.pairs import PAIRS
-from bench.results import Copy, Machine, Memory, Missing, Ratio, Results, Row
+from bench.results import Copy, Memory, Missing, Ratio, Results, Row
 from bench.setups import SETUPS
 from bench.shapes import FIXED_SIZE, FIXED_TENSORS, SHAPES, numel, swept
+from bench.system import Machine
 
 SWEPT = ("AdamW", "torch_compat.AdamW", "torch AdamW fused", "torch AdamW foreach")
 SWEPT += ("Adafactor", "transformers Adafactor", "torch Adafactor")
@@ -75,30 +77,3 @@ def results() -> Results:
     made.checks = goals.evaluate(made)
     made.missing = [Missing("apex <FusedAdam>", "not installed & more")]
     return made
-
-
-def curves() -> dict:
-    """What ``bench.precision`` keeps, with few steps."""
-
-    def run(name: str, seed: int, size: float, *losses: float) -> dict:
-        family = "adafactor" if "Adafactor" in name else "adamw"
-        dtype = "float32" if "float32" in name else "bfloat16"
-        mode = {"AdamW split": "split", "torch.optim.AdamW": None}.get(name, "auto")
-        return {
-            "name": name, "optimizer": family, "dtype": dtype, "mode": mode, "state_dtype": None,
-            "seed": seed, "bytes_per_parameter": size, "steps": [0, 200, 1000, 2000],
-            "losses": [5.0, *losses], "final_loss": losses[-1],
-        }  # fmt: skip
-
-    settings = {"layers": 1, "width": 8, "batch": 4, "context": 16, "steps": 2000}
-    return {
-        "settings": settings | {"corpus": "an invented corpus"},
-        "machine": dataclasses.asdict(machine()),
-        "runs": [
-            run("AdamW float32", 0, 12.0, 2.5, 2.0, 1.0),
-            run("AdamW float32", 1, 12.0, 2.6, 2.1, 1.1),
-            run("AdamW split", 0, 12.0, 2.5, 2.0, 1.05),
-            run("torch.optim.AdamW", 0, 6.0, 2.9, 2.4, 1.9),
-            run("Adafactor float32", 0, 4.09, 2.4, 1.9, 0.9),
-        ],
-    }

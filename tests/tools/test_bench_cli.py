@@ -15,11 +15,13 @@ import torch
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from bench import cli, memory, results, timing
+from bench import __main__ as cli
+from bench import memory, results, shapes, timing
 from bench.goals import GOALS, Goal
-from bench.pairs import Pair, Target
+from bench.pairs import Pair
 from bench.run import Session
-from bench.setups import SETUPS, Setup
+from bench.setups import SETUPS, SWEPT, Setup
+from bench.shapes import SHAPES, numel
 from fused_optim.backends import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +89,7 @@ def test_rows_of_a_pair_are_not_measured_again(tmp_path: Path, pairs) -> None:
 def test_a_baseline_of_several_pairs_is_counted_once(tmp_path: Path, pairs, monkeypatch) -> None:
     """Counting takes a trace on a GPU, which for long loops is slower than all of the timing."""
     counted = []
-    monkeypatch.setattr("bench.costs.launches", lambda found: counted.append(found.setup.name))
+    monkeypatch.setattr("bench.traffic.launches", lambda found: counted.append(found.setup.name))
     pairs(PAIR, Pair("AdamW", PAIR.baseline, "default"))
     status, found = measure(tmp_path / "a.json", "--parts", "ratios")
     assert status == 0 and len(found.ratios) == 2
@@ -177,10 +179,9 @@ def test_a_disagreement_fails_the_run_and_is_not_timed(tmp_path: Path, pairs, ca
 def test_a_missed_floor_is_the_exit_status(
     tmp_path: Path, pairs, monkeypatch, capsys, floor: float, status: int
 ) -> None:
-    monkeypatch.setitem(GOALS, "made up", Goal("made up", "", "x", 1e9, floor))
-    pairs(
-        Pair(PAIR.ours, PAIR.baseline, "default", targets=(Target("made up", "cpu", ("smoke",)),))
-    )
+    goal = Goal("made up", "", "x", 1e9, floor, device="cpu", shapes=("smoke",))
+    monkeypatch.setitem(GOALS, "made up", goal)
+    pairs(Pair(PAIR.ours, PAIR.baseline, "default", targets=("made up",)))
     found_status, found = measure(tmp_path / "a.json", "--parts", "ratios")
     assert found_status == status
     (check,) = found.checks
@@ -213,10 +214,10 @@ def test_no_time_at_all_measures_nothing(tmp_path: Path) -> None:
 
 def test_lists_too_large_for_the_memory_are_noted(tmp_path: Path, pairs, monkeypatch) -> None:
     pairs(PAIR)
-    monkeypatch.setattr("bench.machine.free_bytes", lambda device: 2**18)
+    monkeypatch.setattr("bench.system.free_bytes", lambda device: 2**18)
     status, found = measure(tmp_path / "a.json", "--parts", "ratios")
     assert status == 0
-    assert found.missing[0].why == "may need 0.0 GiB, and 0.0 GiB are free"
+    assert found.missing[0].why == "out of memory: may need 0.0 GiB, and 0.0 GiB are free"
 
 
 def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
@@ -296,3 +297,25 @@ def test_filters(tmp_path: Path) -> None:
     for task in work:
         assert all(setup.op == "adafactor" for setup in task.setups)
         assert task.dtype == "bf16" and "T5" in task.what
+
+
+def test_lists_of_the_sweep() -> None:
+    for device, quick in (("cpu", True), ("cuda", False)):
+        for name in shapes.sweep_lists(device, quick):
+            tensors, size = name.rpartition("-")[2].split("x")
+            assert len(SHAPES[name]) == int(tensors)
+            assert numel(SHAPES[name]) == int(tensors) * int(size) <= shapes.MOST_SWEPT[device]
+            assert shapes.kind_of(name) in (shapes.FIXED_SIZE, shapes.FIXED_TENSORS)
+    assert shapes.kind_of("llama-8b") is None
+    assert shapes.matrix(1_000_000) == (1000, 1000)
+    assert shapes.matrix(997) == (997,)  # a prime
+
+
+def test_the_sweep_measures(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    words = ["--device", "cpu", "--sweep", "--quick", "--most", "1e4", "--rounds", "3"]
+    assert cli.main([*words, "--warm-up", "0", "--json", str(path)]) == 0
+    kept = results.load(path)
+    assert [(row.optimizer, row.dtype) for row in kept.rows] == list(SWEPT[:7])
+    assert all(row.parameters == 10_000 and row.tensors == 16 for row in kept.rows)
+    assert kept.ratios == kept.memory == []

@@ -6,6 +6,8 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
+pytest.importorskip("pandas")
+
 from bench import run
 from bench.pairs import Pair
 from bench.run import Session

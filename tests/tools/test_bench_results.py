@@ -8,9 +8,12 @@ from pathlib import Path
 import bench_package  # noqa: F401
 import pytest
 
+pytest.importorskip("pandas")
+
 from bench import ROOT, goals, results
 from bench.goals import GOALS
-from bench.results import Check, Copy, Machine, Memory, Missing, Ratio, Results, Row
+from bench.results import Check, Copy, Memory, Missing, Ratio, Results, Row
+from bench.system import Machine
 
 CPU_RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "results.json"
 
@@ -166,6 +169,7 @@ def test_verdicts_on_a_gpu_run() -> None:
     run.rows = [
         row(copy_percent=93.0, launches=1),
         row(optimizer="Adafactor T5 stochastic", op="adafactor", copy_percent=70.0, launches=6),
+        row(optimizer="Lion", op="lion", copy_percent=60.0, launches=1),
         row(optimizer="AdamW clipped", copy_percent=60.0, launches=4),  # no goal for it
         row(optimizer="torch AdamW fused", source="torch", copy_percent=50.0, launches=7),
         row(shapes="tiny-1000", parameters=49_451_500, copy_percent=40.0, launches=2),
@@ -180,6 +184,8 @@ def test_verdicts_on_a_gpu_run() -> None:
         "adamw bandwidth: AdamW, llama-8b-2l, bf16": (True, True),
         "adafactor bandwidth: Adafactor T5 stochastic, llama-8b-2l, bf16": (False, False),
         "adamw launches: AdamW, llama-8b-2l, bf16": (True, True),
+        "lion bandwidth: Lion, llama-8b-2l, bf16": (False, False),
+        "lion launches: Lion, llama-8b-2l, bf16": (True, True),
         "adafactor launches: Adafactor T5 stochastic, llama-8b-2l, bf16": (False, False),
         "adamw launches: AdamW, tiny-1000, bf16": (False, False),
         "torch_compat.AdamW vs torch AdamW fused, tiny-1000, fp32": (False, True),

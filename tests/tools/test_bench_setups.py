@@ -9,7 +9,9 @@ import bench_package  # noqa: F401
 import pytest
 import torch
 
-from bench import agreement, costs, memory
+pytest.importorskip("pandas")
+
+from bench import agreement, memory, traffic
 from bench.agreement import DisagreementError
 from bench.goals import GOALS
 from bench.pairs import PAIRS, Pair
@@ -77,8 +79,22 @@ def test_pairs_are_of_known_setups_and_goals(pair: Pair) -> None:
     assert ours.op == baseline.op
     assert pair.kind in KINDS
     assert set(pair.dtypes) <= set(ours.dtypes) & set(baseline.dtypes)
-    for target in pair.targets:
-        assert target.goal in GOALS and set(target.shapes) <= set(SHAPES)
+    assert set(pair.targets) <= set(GOALS)
+    for goal in map(GOALS.get, pair.targets):
+        assert goal.unit == "x" and set(goal.shapes) <= set(SHAPES)
+
+
+def test_the_first_goal_that_fits_holds() -> None:
+    pair = next(p for p in PAIRS if (p.ours, p.dtypes) == ("torch_compat.AdamW", ("fp32",)))
+    for device, shapes, goal in (
+        ("cuda", "llama-8b-2l", "adamw large"),
+        ("cuda", "tiny-1000", "adamw many small"),
+        ("cuda", "t5-base", "adamw elsewhere"),
+        ("cpu", "gpt2-30M", "cpu torch adamw"),
+    ):
+        assert pair.goal(device, shapes, "fp32") is GOALS[goal]
+    assert pair.goal("cpu", "t5-base", "fp32") is None
+    assert pair.goal("cpu", "gpt2-30M", "bf16") is None
 
 
 def test_no_pair_is_made_twice() -> None:
@@ -139,8 +155,8 @@ def test_one_pass_traffic_follows_from_the_state() -> None:
     ):
         found = subject(name, dtype)
         found.step()
-        assert costs.traffic_bytes(found) == pytest.approx(expected, abs=0.05)
-    assert costs.traffic_bytes(subject("torch AdamW foreach")) is None
+        assert traffic.traffic_bytes(found) == pytest.approx(expected, abs=0.05)
+    assert traffic.traffic_bytes(subject("torch AdamW foreach")) is None
 
 
 @pytest.mark.parametrize(
@@ -163,8 +179,8 @@ def test_counted_traffic_is_that_of_the_design(
     monkeypatch.setattr(Subject, "backend", "cuda")
     monkeypatch.setitem(SHAPES, "square", [(512, 512)])
     found = subject(name, dtype, "square")
-    assert costs.traffic_bytes(found) == pytest.approx(expected, abs=0.1)
-    assert costs.launches(found) <= launches
+    assert traffic.traffic_bytes(found) == pytest.approx(expected, abs=0.1)
+    assert traffic.launches(found) <= launches
 
 
 def test_traffic_of_every_own_setup_was_counted(monkeypatch) -> None:
@@ -172,8 +188,8 @@ def test_traffic_of_every_own_setup_was_counted(monkeypatch) -> None:
     for name, dtype in CASES:
         if SETUPS[name].source == OURS:
             found = subject(name, dtype)
-            assert 10 <= costs.traffic_bytes(found) <= 40, name
-            assert costs.launches(found) in (1, 3, 5), name
+            assert 10 <= traffic.traffic_bytes(found) <= 40, name
+            assert traffic.launches(found) in (1, 3, 5), name
 
 
 @pytest.mark.parametrize(
@@ -188,7 +204,7 @@ def test_traffic_of_every_own_setup_was_counted(monkeypatch) -> None:
     ],
 )
 def test_what_counts_as_a_launch(name: str, counts: bool) -> None:
-    assert bool(costs._LAUNCH.match(name)) is counts
+    assert bool(traffic._LAUNCH.match(name)) is counts
 
 
 @pytest.mark.parametrize(
@@ -196,21 +212,21 @@ def test_what_counts_as_a_launch(name: str, counts: bool) -> None:
     [("AdamW", 10_000, 1), ("torch AdamW for-loop", 1000, 1), ("torch AdamW for-loop", 3000, None)],
 )
 def test_long_loops_of_peers_are_not_traced(monkeypatch, name, tensors, traced) -> None:
-    monkeypatch.setattr(costs, "_traced_launches", lambda found: 1)
+    monkeypatch.setattr(traffic, "_traced_launches", lambda found: 1)
     found = SimpleNamespace(setup=SETUPS[name], device=torch.device("cuda"), tensors=tensors)
-    assert costs.launches(found) == traced
+    assert traffic.launches(found) == traced
 
 
 def test_eager_traffic_is_not_known() -> None:
-    assert costs.traffic_bytes(subject("Adafactor")) is None
-    assert costs.launches(subject("Adafactor")) is None
+    assert traffic.traffic_bytes(subject("Adafactor")) is None
+    assert traffic.launches(subject("Adafactor")) is None
 
 
 def test_a_cpu_moves_the_same_bytes_and_launches_nothing() -> None:
     found = subject("AdamW")
     known = found.backend == "cpu"  # where it was built
-    assert costs.traffic_bytes(found) == (28 if known else None)
-    assert costs.launches(found) is None
+    assert traffic.traffic_bytes(found) == (28 if known else None)
+    assert traffic.launches(found) is None
 
 
 def test_transient_memory_is_the_temporaries_of_a_step() -> None:

@@ -17,7 +17,9 @@ from gpu_check_calls import PASS, call, context, page, stage
 
 from bench import ROOT, system
 from tools.gpu_check import __main__ as check
-from tools.gpu_check import engine, plan, record, stages
+from tools.gpu_check import engine, plan, stages
+
+KERNELS = ROOT / "tests/backends/test_every_kernel.py"
 
 # --- stages ---------------------------------------------------------------------------------------
 
@@ -45,16 +47,16 @@ def test_a_stage_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monke
     code += "print('here', flush=True); time.sleep(60)"
     status, kept = call(tmp_path, stage("hangs", code, 4), stage("fine", PASS))
     assert (status, kept.stages["hangs"].status) == (1, "timeout")
-    assert kept.stages["hangs"].tail == ["here"]
+    assert kept.stages["hangs"].tail[0] == "here"
     assert kept.stages["fine"].status == "passed"
     beats = marker.stat().st_size
     time.sleep(0.5)
     assert marker.stat().st_size == beats > 0
 
 
-def test_a_stage_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch) -> None:
+def test_a_stage_that_ignores_an_interrupt_is_killed(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(engine, "GRACE_S", 0.2)
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     outcome = engine.run([sys.executable, "-c", code], tmp_path / "log", 4, dict(os.environ))
     assert (outcome.status, outcome.returncode) == ("timeout", -signal.SIGKILL)
     assert outcome.seconds < 20
@@ -69,7 +71,7 @@ def test_what_the_time_limit_cuts_is_no_failure(tmp_path: Path, monkeypatch) -> 
     assert kept.stages["slow"].status == "cut"
     assert kept.stages["late"].reason == "no time was left for it"
     assert "not done: slow, late" in page(tmp_path)
-    assert "- late: no time was left for it" in page(tmp_path)
+    assert "| late | no time was left for it |" in page(tmp_path)
 
 
 def test_shares_of_the_time() -> None:
@@ -90,7 +92,7 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
         plan.sanitizer("memcheck", "cuda").command(where)
     where.found["packages"] = {"pytest": None, "rich": None}
     with pytest.raises(engine.Skip, match="rich is not installed"):
-        plan.sweep_command(where)
+        next(s for s in plan.STAGES if s.name == "sweep").command(where)
     with pytest.raises(engine.Skip, match="pytest is not installed"):
         plan.parity("cuda", 60).command(where)
 
@@ -100,7 +102,7 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     lacking = dataclasses.replace(stage("lacking", PASS), command=missing)
     status, kept = call(tmp_path, lacking)
     assert (status, kept.stages["lacking"].status) == (0, "skipped")
-    assert "- lacking: there is no such tool" in page(tmp_path)
+    assert "| lacking | there is no such tool |" in page(tmp_path)
 
 
 def test_a_page_is_drawn_where_that_is_possible(tmp_path: Path) -> None:
@@ -144,22 +146,21 @@ def test_a_running_stage_is_on_disk(tmp_path: Path, monkeypatch) -> None:
     """A kill that nothing survives leaves the record of the last seconds."""
     monkeypatch.setattr(engine, "TICK_S", 0.1)
     where = context(tmp_path)
-    path, out = where.record("tests-x"), where.out / "stages.json"
-    line = json.dumps({"test": "t", "outcome": "passed", "seconds": 1})
+    path, out = where.record("some"), where.out / "stages.json"
     code = f"""if True:
         import json, time
-        open({str(path)!r}, "w").write({line!r} + chr(10) + '{{"torn')
+        open({str(path)!r}, "w").write('{{"found": 1}}')
         while True:
             time.sleep(0.02)
-            kept = json.load(open({str(out)!r}))["stages"]["tests-x"]
-            if kept["details"].get("passed") == 1:
+            kept = json.load(open({str(out)!r}))["stages"]["some"]
+            if kept["details"].get("found") == 1:
                 raise SystemExit(0 if kept["status"] == "running" else 9)
     """
-    status, kept = call(tmp_path, stage("tests-x", code, collect=stages.collect_tests))
-    assert (status, kept.stages["tests-x"].status) == (0, "passed")
-    interrupted = record.Record(out)
-    interrupted.start("tests-x", "", 1, "")
-    assert record.Record.open(out).stages["tests-x"].reason.startswith("everything was killed")
+    status, kept = call(tmp_path, stage("some", code))
+    assert (status, kept.stages["some"].status) == (0, "passed")
+    interrupted = stages.Record(out)
+    interrupted.start("some", "", 1, "")
+    assert stages.Record.open(out).stages["some"].reason.startswith("everything was killed")
 
 
 # --- which stages ---------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_names_of_stages_and_groups() -> None:
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(check, "_gpu_name", lambda: None)
+    monkeypatch.setattr(check, "gpu_name", lambda: None)
     assert check.main([]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -207,8 +208,8 @@ def test_the_build_under_test_comes_before_the_checkout(tmp_path: Path, monkeypa
 
 
 def test_gpus_are_told_apart_by_folder() -> None:
-    assert check._slug("NVIDIA H200") == "h200"
-    assert check._slug("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert check.folder_of("NVIDIA H200") == "h200"
+    assert check.folder_of("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
 
 
 def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Path) -> None:
@@ -217,11 +218,13 @@ def test_smoke_and_sanitizers_get_the_gpu_and_leave_time_to_report(tmp_path: Pat
     where.found = {"compute_sanitizer": "/x/compute-sanitizer", "cores": 16, "packages": packages}
     where.limit_s = 200
     watched = plan.sanitizer("memcheck", "triton")
-    command = watched.command(where)
-    assert command[0] == "/x/compute-sanitizer"
+    _, until, tool, *command = watched.command(where)
+    assert tool == "/x/compute-sanitizer"
+    name, _, seconds = until.partition("=")
+    assert name == "GPU_CHECK_WATCHES_UNTIL" and name in KERNELS.read_text()
+    assert float(seconds) - time.time() == pytest.approx(150, abs=5)
     assert command[command.index("--tool") + 1] == "memcheck"
     assert watched.variables["FUSED_OPTIM_BACKEND"] == "triton"
-    assert command[command.index("tools.gpu_check.recorder") + 2] == "150"
     assert "-n" not in command and "no:xdist" in command
     excluded = command[command.index("--kernel-name-exclude") + 1].partition("=")[2]
     assert excluded in "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillFunctorIfEE"
@@ -242,7 +245,17 @@ def test_a_hanging_tool_is_no_hang_of_the_probe(monkeypatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", hangs)
     assert system.output("nvidia-smi") is None
-    assert check._gpu_name() is None
+    assert check.gpu_name() is None
+
+
+def test_measuring_stages_are_given_what_time_there_is(tmp_path: Path) -> None:
+    where = context(tmp_path, "cuda")
+    where.limit_s = 100.0
+    measuring = [s for s in plan.STAGES if s.collect is stages.collect_figures]
+    words = {s.name: " ".join(map(str, s.command(where))) for s in measuring}
+    assert "--time-limit 85 --parts ratios,rows --quick" in words["bench"]
+    assert words["sweep"].endswith("--sweep --warm-up 0.05 --quick")
+    assert words["bench-full"].endswith("--full")
 
 
 def test_parity_stages_take_every_file_that_runs_over_backends() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import bench_package  # noqa: F401
@@ -11,9 +10,10 @@ import made_up_results as made_up
 import pytest
 from gpu_check_calls import PASS, call, context, page, stage
 
-from bench import merging as figures
+from bench import results as figures
 from bench.goals import GOALS
-from tools.gpu_check import engine, plan, stages
+from tools.gpu_check import __main__ as check
+from tools.gpu_check import engine, plan, stages, summary
 
 # --- calls that follow each other -----------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def test_a_figure_below_its_floor_fails_and_is_named(tmp_path: Path, capsys) -> 
     assert call(tmp_path, stage("fine", PASS))[0] == 1
     said = capsys.readouterr().out
     assert all(f"below its floor: {c.name}" in said for c in below)
-    assert "BELOW THE FLOOR" in page(tmp_path)
+    assert "BELOW FLOOR" in page(tmp_path)
     results.checks = [c for c in results.checks if c.above_floor]
     results.save(where.results)
     assert call(tmp_path, stage("fine", PASS))[0] == 0
@@ -91,32 +91,106 @@ def test_a_figure_below_its_floor_fails_and_is_named(tmp_path: Path, capsys) -> 
 
 
 def test_the_time_of_a_whole_build_is_judged_and_kept(tmp_path: Path) -> None:
+    where = context(tmp_path, "cuda")
+    (where.site / "fused_optim").mkdir(parents=True)
+    (where.site / "fused_optim" / "_C.x.so").write_bytes(b"1234")
+    build = plan.STAGES[1]
+    for where.from_scratch, seconds in ((True, 41.0), (False, 1.5)):  # the second finds it done
+        outcome = engine.Outcome("passed", seconds, 0, "")
+        status, _, where.previous = stages.collect_build(where, build, outcome)
+        assert status == "passed"
+        assert where.previous == {"extension_bytes": 4, "whole_seconds": 41.0}
+    record = stages.Record(where.out / "stages.json")
+    record.start("build", "", 1, "").details = where.previous
+    assert "| build | 41 | s | 30 | missed |" in summary.page(record, where.results)
+
+
+def test_a_build_without_its_extension_fails_on_a_gpu(tmp_path: Path) -> None:
+    where = context(tmp_path, "cuda")
+    said = "fused_optim is built without its CUDA extension: nvcc has no idea"
+    outcome = engine.Outcome("passed", 9.0, 0, f"...\n{said}\n")
+    assert stages.collect_build(where, plan.STAGES[1], outcome)[:2] == ("failed", said)
+    where.device = "cpu"
+    assert stages.collect_build(where, plan.STAGES[1], outcome)[:2] == ("passed", "")
+
+
+def test_it_is_built_for_this_gpu_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    where = context(tmp_path, "cuda")
+    where.found = {"gpu": {"architecture": "9.0"}, "nvcc": "/x/cuda/bin/nvcc 12.8"}
+    (where.site / "stale").mkdir(parents=True)
+    command = plan.build_command(where)
+    assert command[:3] == ["env", "FUSED_OPTIM_CUDA_ARCHS=9.0", "CUDA_HOME=/x/cuda"]
+    assert command[-1] == str(where.site) and not where.site.exists()
+    where.device = "cpu"
+    assert plan.build_command(where)[1] == "FUSED_OPTIM_CUDA=0"
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+TESTS = """
+import pytest, time
+def test_good(): pass
+def test_bad(): assert 1 == 2, "the reason"
+def test_not_here(): pytest.skip("no GPU")
+@pytest.fixture
+def broken(): raise ValueError("in a fixture")
+def test_set_up(broken): pass
+"""
+
+
+def run_tests(tmp_path: Path, more: str, *options: str, limit_s: float = 60):
+    """Return what is kept of a stage that runs these tests and more."""
+    (tmp_path / "test_some.py").write_text(TESTS + more)
     where = context(tmp_path)
-    path = where.record("build")
-
-    def built(seconds: float, from_scratch: bool) -> str:
-        made = {"seconds": seconds, "from_scratch": from_scratch, "built": True}
-        return f"open({str(path)!r}, 'w').write({json.dumps(made)!r})"
-
-    for seconds, from_scratch in ((41.0, True), (1.5, False)):  # the second finds it done
-        code = built(seconds, from_scratch)
-        status, kept = call(tmp_path, stage("build", code, collect=stages.collect_build))
-        assert (status, kept.stages["build"].details["whole_seconds"]) == (0, 41.0)
-        assert "| build | 41 | 30 | | s | above the floor |" in page(tmp_path)
+    where.found = {"packages": {"pytest": "9"}}
+    words = [str(tmp_path / "test_some.py"), *options]
+    some = plan.tests("tests-x", "some tests", (1, limit_s), *words)
+    command = some.command(where)
+    some = dataclasses.replace(some, command=lambda _: command)
+    return call(tmp_path, some, limit_s=None if limit_s > 9 else limit_s)
 
 
 def test_the_page_names_the_first_failures(tmp_path: Path) -> None:
-    lines = [{"test": "tests/test_x.py::test_y[case]", "outcome": "failed", "seconds": 0.1}]
-    lines[0]["text"] = "def test_y():\n>   assert 1 == 2\nE   assert 1 == 2\n\ntests/test_x.py:7: A"
-    lines += [{"test": "b", "outcome": "skipped", "seconds": 0, "text": "Skipped: no GPU"}]
-    code = f"open({str(context(tmp_path).record('tests-x'))!r}, 'w').write({json.dumps(lines[0])!r}"
-    code += f" + chr(10) + {json.dumps(lines[1])!r}); raise SystemExit(1)"
-    status, kept = call(tmp_path, stage("tests-x", code, collect=stages.collect_tests))
-    assert (status, kept.stages["tests-x"].reason) == (1, "1 tests failed")
+    status, kept = run_tests(tmp_path, "")
+    entry = kept.stages["tests-x"]
+    assert (status, entry.status, entry.reason) == (1, "failed", "2 tests failed")
+    told = {f["test"].rpartition("::")[2]: " ".join(f["text"]) for f in entry.details["failures"]}
+    assert "the reason" in told["test_bad"] and "in a fixture" in told["test_set_up"]
     text = page(tmp_path)
-    assert "0 passed, 1 failed, 1 skipped" in text
-    for expected in ("tests/test_x.py::test_y[case]", "E   assert 1 == 2", "tests/test_x.py:7: A"):
+    for expected in ("1 passed, 2 failed, 1 skipped", "no GPU", "::test_bad", "E   Assertion"):
         assert expected in text
+
+
+def test_tests_that_are_cut_have_told_which_have_ended(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check, "SHORTEST_S", 1.0)
+    status, kept = run_tests(tmp_path, "def test_slow(): time.sleep(60)\n", limit_s=8)
+    entry = kept.stages["tests-x"]
+    assert (status, entry.status, entry.reason) == (1, "failed", "2 tests failed")
+    assert {f["test"].rpartition("::")[2] for f in entry.details["failures"]} == {
+        *("test_bad", "test_set_up")
+    }
+    assert "test_good PASSED" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_a_module_that_does_not_import_is_a_failure(tmp_path: Path) -> None:
+    _, kept = run_tests(tmp_path, "import no_such_module\n")
+    (failure,) = kept.stages["tests-x"].details["failures"]
+    assert "no_such_module" in " ".join(failure["text"])
+
+
+def test_tests_that_left_no_record_have_no_counts(tmp_path: Path) -> None:
+    (tmp_path / "torn.xml").write_text("<testsuites><testsuite")
+    for name in ("none.xml", "torn.xml"):
+        assert stages.summarise(tmp_path / name)["passed"] == 0
+
+
+def test_none_selected_is_skipped(tmp_path: Path) -> None:
+    _, kept = run_tests(tmp_path, "", "-k", "nothing")
+    entry = kept.stages["tests-x"]
+    assert (entry.status, entry.reason) == ("skipped", "no test is selected")
+    _, kept = run_tests(tmp_path, "", "-k", "not_here")
+    assert kept.stages["tests-x"].reason == "all tests: no GPU"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +225,6 @@ def test_cases_of_a_goal_share_a_row_of_the_page(tmp_path: Path) -> None:
     assert [row.split(" | ")[:2] for row in rows] == [
         ["| host time: case 3", "0.9"],
         ["| host time: case 2", "0.4"],
-        ["| host time: case 1 (the worst of 2)", "0.2"],
         ["| adamw bandwidth: case 1 (the worst of 2)", "93"],
+        ["| host time: case 1 (the worst of 2)", "0.2"],
     ]

@@ -10,6 +10,9 @@ from pathlib import Path
 import bench_package  # noqa: F401
 import pytest
 
+pytest.importorskip("pandas")
+pytest.importorskip("jinja2")
+
 from bench import ROOT, shapes
 from bench.results import load
 

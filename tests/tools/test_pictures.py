@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 
 from bench.results import Results
 from bench.setups import SETUPS
-from bench.tables import frame
-from tools.report import curves as curves_picture
-from tools.report import lines, memory, pictures, speedups, style
+from tools.report import __main__ as report
+from tools.report import bars, lines, style
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def results() -> Results:
 
 @pytest.fixture(scope="module")
 def figures(results: Results) -> dict[str, Figure]:
-    return pictures.draw_all(results, made_up.curves(), style.LIGHT)
+    return report.draw_all(results)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -40,7 +39,7 @@ def texts(figure: Figure) -> list[str]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*pictures.PICTURES, "curves"])
+@pytest.mark.parametrize("name", report.PICTURES)
 def test_all_text_is_inside_and_none_lies_on_another(figures, name: str) -> None:
     check_text(figures[name])
 
@@ -49,7 +48,7 @@ def test_a_panel_alone_has_room_for_its_text(results: Results) -> None:
     alone = made_up.results()
     alone.rows = [row for row in results.rows if row.op == "adamw" and "count" not in row.shapes]
     for draw in (lines.roofline, lines.scaling):
-        figure = draw(alone, style.LIGHT)
+        figure = draw(alone)
         assert len(figure.axes) == 1
         check_text(figure)
 
@@ -98,7 +97,7 @@ def test_every_package_has_bars(figures, results: Results) -> None:
 def test_bars_are_the_ratios(results: Results) -> None:
     some = made_up.results()
     some.ratios = [r for r in results.ratios if r.ours == "torch_compat.Adam"]
-    axes = speedups.speedups(some, style.LIGHT).axes[0]
+    axes = bars.speedups(some).axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
     assert sorted(ends) == pytest.approx(sorted(r.ratio for r in some.ratios))
 
@@ -106,7 +105,7 @@ def test_bars_are_the_ratios(results: Results) -> None:
 def test_memory_bars_are_parameter_and_state(results: Results) -> None:
     some = made_up.results()
     some.memory = [m for m in results.memory if m.optimizer == "torch AdamW fused"]
-    figure = memory.memory(some, style.LIGHT)
+    figure = bars.memory(some)
     assert len(figure.axes) == 2
     for axes, row in zip(figure.axes, some.memory, strict=True):
         state = row.state_bytes_per_parameter
@@ -123,17 +122,17 @@ def test_of_bars_of_one_size_the_best_known_is_named(results: Results) -> None:
     some.memory = [
         dataclasses.replace(row, optimizer=name, source=SETUPS[name].source) for name in names
     ]
-    (axes,) = memory.memory(some, style.LIGHT).axes
+    (axes,) = bars.memory(some).axes
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == ["AdamW stochastic", "torch AdamW fused"]
 
 
 def test_lines_are_the_measured_points(results: Results) -> None:
-    figure = lines.scaling(results, style.LIGHT)
+    figure = lines.scaling(results)
     by_tensors = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
     rows = [r for r in results.rows if r.optimizer == "Adafactor" and "count" in r.shapes]
     assert tuple(r.ms for r in sorted(rows, key=lambda r: r.tensors)) in by_tensors
-    roofline = lines.roofline(results, style.LIGHT)
+    roofline = lines.roofline(results)
     rows = [r for r in results.rows if r.optimizer == "torch AdamW fused" and "size" in r.shapes]
     expected = tuple(r.copy_percent for r in sorted(rows, key=lambda r: r.parameters))
     assert expected in {tuple(line.get_ydata()) for line in roofline.axes[0].lines}
@@ -145,42 +144,21 @@ def test_of_many_lines_both_sides_are_kept(results: Results) -> None:
         for source in ("fused_optim", "torch")
         for i in range(10)
     ]
-    rows = frame(some)
+    rows = Results(results.machine, rows=some).frame("rows")
     kept = lines.chosen(rows.assign(line=rows.optimizer), 7)
     assert [name.split()[0] for name in kept] == ["fused_optim"] * 4 + ["torch"] * 3
 
 
 def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
-    assert pictures.draw_all(Results(results.machine), {"runs": []}, style.LIGHT) == {}
+    assert report.draw_all(Results(results.machine)) == {}
     partly = Results(results.machine, rows=[r for r in results.rows if r.op == "adafactor"])
-    assert len(lines.roofline(partly, style.LIGHT).axes) == 1
-
-
-def test_float32_runs_are_a_band_and_others_lines_with_an_end_each() -> None:
-    losses, ends = curves_picture.curves(made_up.curves(), style.LIGHT).axes
-    (band,) = losses.collections
-    assert band.get_datalim(losses.transData).bounds == pytest.approx((200, 1.0, 1800, 1.6))
-    shown = {tuple(line.get_ydata()): line.is_dashed() for line in losses.lines}
-    assert shown == {(2.5, 2.0, 1.05): False, (2.9, 2.4, 1.9): True}
-    rows = [label.get_text() for label in ends.get_yticklabels()]
-    assert rows == [
-        "AdamW float32  ·  12 B", "AdamW split  ·  12 B", "torch.optim.AdamW  ·  6 B",
-        "Adafactor float32  ·  4.09 B",
-    ]  # fmt: skip
-    assert sorted(line.get_xdata()[0] for line in ends.lines) == [0.9, 1.0, 1.05, 1.1, 1.9]
-
-
-def test_curves_without_a_reference_or_a_second_optimizer_are_drawn() -> None:
-    data = made_up.curves()
-    data["runs"] = [run for run in data["runs"] if run["name"] == "AdamW split"]
-    losses, _ = curves_picture.curves(data, style.LIGHT).axes
-    assert not losses.collections and len(losses.lines) == 1
+    assert len(lines.roofline(partly).axes) == 1
 
 
 def test_a_cpu_without_counted_bytes_of_ours_has_no_roofline(results: Results) -> None:
     """Plain PyTorch's bytes aren't counted; torch's fused step alone would be a riddle."""
     theirs = [row for row in results.rows if row.source == "torch"]
-    assert lines.roofline(Results(results.machine, rows=theirs), style.LIGHT) is None
+    assert lines.roofline(Results(results.machine, rows=theirs)) is None
 
 
 @pytest.mark.parametrize(
@@ -188,7 +166,7 @@ def test_a_cpu_without_counted_bytes_of_ours_has_no_roofline(results: Results) -
     [(0.0161, "0.016×"), (0.1, "0.10×"), (0.998, "1.00×"), (1.5, "1.50×"), (12.34, "12.3×")],
 )
 def test_ratios_have_as_many_digits_as_they_need(ratio: float, text: str) -> None:
-    assert speedups.times(ratio) == text
+    assert bars.times(ratio) == text
 
 
 def test_numbers_have_letters() -> None:
@@ -199,6 +177,6 @@ def test_numbers_have_letters() -> None:
 
 def test_pictures_are_the_same_for_the_same_figures(tmp_path: Path, results: Results) -> None:
     for name in ("a.svg", "b.svg"):
-        figure = pictures.draw_all(results, None, style.DARK)["memory"]
-        pictures.save(figure, tmp_path / name, style.DARK, "svg")
+        figure = report.draw_all(results, dark=True)["memory"]
+        report.save(figure, tmp_path / name, dark=True, kind="svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

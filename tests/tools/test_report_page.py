@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html.parser
-import json
 import re
 from pathlib import Path
 
@@ -17,8 +16,7 @@ pytest.importorskip("seaborn")  # which needs pandas and matplotlib
 
 from bench import tables
 from bench.results import Results
-from tools.report import page, pictures
-from tools.report.__main__ import main
+from tools.report import __main__ as report
 
 VOID = {"meta", "img", "source"}
 
@@ -59,9 +57,7 @@ class Reader(html.parser.HTMLParser):
 def folder(results: Results, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     results.save(folder / "results.json")
-    (folder / "curves.json").write_text(json.dumps(made_up.curves()))
-    arguments = ["results.json", "out", "--curves", "curves.json"]
-    assert main([str(folder / a) if a[0] != "-" else a for a in arguments]) == 0
+    assert report.main([str(folder / "results.json"), str(folder / "out")]) == 0
     return folder / "out"
 
 
@@ -70,12 +66,12 @@ def test_the_page_is_one_file_that_loads_nothing(folder: Path, results: Results)
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
-    assert len(reader.loaded) == 2 * len([*pictures.PICTURES, "curves"])
+    assert len(reader.loaded) == 2 * len(report.PICTURES)
     assert all(uri.startswith("data:image/svg+xml;base64,") for uri in reader.loaded)
     assert "<script" not in text and "http" not in re.sub(r"data:[^\"]*", "", text)
     svg = base64.b64decode(reader.loaded[0].partition(",")[2]).decode()
     assert svg.startswith("<?xml") and "</svg>" in svg
-    assert pictures.PICTURES["speedups"][0] in reader.alternatives
+    assert report.PICTURES["speedups"][0] in reader.alternatives
     for ratio in results.ratios:
         assert tables.figure(ratio.ratio) in reader.cells
     judged = [ratio.check() for ratio in results.ratios]
@@ -102,7 +98,7 @@ def test_the_pictures_of_a_readme_lie_beside_it(folder: Path) -> None:
 
 
 def test_a_page_of_nothing_says_where_it_is_from(results: Results) -> None:
-    text = page.page(Results(results.machine), ({}, {}))
+    text = report.page(Results(results.machine))
     assert "Invented GPU" in text and "<table" not in text and "<figure" not in text
 
 
@@ -112,7 +108,7 @@ def test_the_figures_that_sum_up(results: Results) -> None:
     some.ratios = [r for r in pair if r.shapes in ("tiny-1000", "lora-r16")]
     some.ratios = [r for r in some.ratios if r.baseline == "torch AdamW fused"]
     some.ratios[0].ratio, some.ratios[1].ratio = 2.0, 8.0
-    assert page.summary(some) == [
+    assert report.summary(some) == [
         ("4×", "as fast as torch AdamW fused, many small tensors: geometric mean of 2 pairs")
     ]
 
@@ -126,4 +122,4 @@ def test_columns_of_which_nothing_is_known_are_left_out(results: Results) -> Non
     (steps,) = tables.tables(some).values()
     assert "launches" not in steps
     assert tables.tables(Results(results.machine)) == {}
-    assert "<th>launches" not in page.page(some, ({}, {}))
+    assert "<th>launches" not in report.page(some)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import re
 from pathlib import Path
 
 import bench_package  # noqa: F401
 import pytest
-import torch
 
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from bench import pages, traffic
+import made_up_results as made_up
+
+from bench import traffic
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
-from tools.traffic import gpus, model, predict, tables
+from bench.traffic import Kind
+from tools.traffic import model
 
-H200 = gpus.GPUS["H200"]
-BF16, FP32 = torch.bfloat16, torch.float32
-ROW = {"optimizer": "AdamW", "source": "fused_optim", "backend": "cuda", "dtype": "bf16"}
-ROW |= {"shapes": "one-16M", "ms": 0.2}
-MACHINE = {"gpu": "NVIDIA H200", "multiprocessors": 132, "l2_bytes": 1 << 30}
+H200 = model.GPUS["H200"]
+BF16, FP32 = "bfloat16", "float32"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "traffic_model.md"
 
 
 def per(op: str, *names, clip: bool = False, **flags) -> float | None:
-    """Bytes per parameter of a step that these arguments of `kind_of` name."""
-    kind = traffic.kind_of(op, *names, **flags)
+    """Bytes per parameter of a step of such a kind."""
+    kind = Kind(op, *names, **flags)
     moved = traffic.moved(kind)
     return moved + traffic.clip_bytes(kind) if clip else moved
 
@@ -56,31 +57,35 @@ def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: int) -> Non
 )
 def test_adafactor_moves_what_it_must(mode: str, scale_parameter: bool, expected: int) -> None:
     flags = {"scale_parameter": scale_parameter}
-    assert per("adafactor", BF16, BF16, mode, **flags) == expected
+    assert per("adafactor", BF16, BF16, mode, None, **flags) == expected
 
 
 def test_flags_add_their_bytes() -> None:
-    assert per("adamw", "float32", amsgrad=True) == 28 + 8
-    assert per("adamw", "bfloat16") == 26  # split is its default
-    assert per("adamw", "float16") == 2 + 2 * 2 + 2 * 4 + 2 * 8
-    assert per("adamw", "bfloat16", "float32", "nearest") == 22 + 2
-    assert per("adamw", "float32", clip=True) == 28 + 4
-    assert per("adafactor", "float32") == 3 * 4 + 8
-    assert per("adafactor", "float32", beta1=True, state_dtype="bfloat16") == 20 + 4
-    assert per("adafactor", "float32", clip=True) == 20
+    assert per("adamw", amsgrad=True) == 28 + 8
+    assert per("lion") == 20
+    assert per("adamw", "float16", "float16", "master") == 2 + 2 * 2 + 2 * 4 + 2 * 8
+    assert per("adamw", BF16, FP32, "nearest") == 22 + 2
+    assert per("adamw", clip=True) == 28 + 4
+    assert per("adafactor", state_dtype=None) == 3 * 4 + 8
+    assert per("adafactor", beta1=True, state_dtype=BF16) == 20 + 4
+    assert per("adafactor", state_dtype=None, clip=True) == 20
 
 
 def test_what_was_not_counted_is_none() -> None:
     assert per("adamw", "float64") is None
-    assert per("adamw", "bfloat16", "float16") is None
+    assert per("adamw", BF16, "float16") is None
     with pytest.raises(ValueError, match="'sgd'"):
-        traffic.launches("sgd")
+        traffic.counted_launches("sgd")
 
 
 def test_launches() -> None:
-    assert traffic.launches("adamw") == 1
-    assert traffic.launches("adamw", clip=True) == 3
-    assert traffic.launches("adafactor") == traffic.launches("adafactor", clip=True) <= 5
+    assert traffic.counted_launches("adamw") == 1
+    assert traffic.counted_launches("adamw", clip=True) == 3
+    assert (
+        traffic.counted_launches("adafactor")
+        == traffic.counted_launches("adafactor", clip=True)
+        <= 5
+    )
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -89,41 +94,38 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         traffic.counts(tmp_path / "old.json")
 
 
+def predicted(name: str, dtype: str, shapes=((4096, 4096),), gpu=H200) -> dict:
+    return model.predict(model.own_steps()[name, dtype], list(shapes), gpu)
+
+
 def test_adamw_takes_as_long_as_its_bytes() -> None:
-    made = predict.predict(predict.own_setups()["AdamW", "fp32"], SHAPES["one-16M"], H200)
-    bytes_moved = 28 * 4096 * 4096
-    expected = bytes_moved / (H200.copy_gb_per_s * 1e6) + gpus.LAUNCH_US / 1e3
-    assert made.ms == pytest.approx(expected)
-    assert made.dram_bytes == made.counted_bytes == 28
-    clipped = predict.predict(
-        predict.own_setups()["AdamW clipped", "fp32"], SHAPES["one-16M"], H200
-    )
-    assert clipped.counted_bytes == 32
-    assert clipped.launches == 3
+    made = predicted("AdamW", "fp32")
+    expected = 28 * 4096 * 4096 / (H200.copy_gb_per_s * 1e6) + model.LAUNCH_US / 1e3
+    assert made["predicted ms"] == pytest.approx(expected)
+    assert made["memory B/param"] == made["counted B/param"] == 28
+    clipped = predicted("AdamW clipped", "fp32")
+    assert (clipped["counted B/param"], clipped["memory B/param"]) == (32, 32)
+    assert clipped["launches"] == 3
 
 
 def test_l2_saves_adafactor_bytes() -> None:
     """8 MiB of gradients fit an H200's L2 with their parameters, 512 MiB don't."""
-    setup = predict.own_setups()["Adafactor T5 stochastic", "bf16"]
-    small, large = (predict.predict(setup, [(n, n)], H200) for n in (2048, 16384))
-    assert (small.counted_bytes, large.counted_bytes) == (10, 10)
-    assert small.dram_bytes == 6
-    assert 9 < large.dram_bytes <= 10
+    small, large = (predicted("Adafactor T5 stochastic", "bf16", [(n, n)]) for n in (2048, 16384))
+    assert (small["counted B/param"], large["counted B/param"]) == (10, 10)
+    assert small["memory B/param"] == 6
+    assert 9 < large["memory B/param"] <= 10
 
 
 def test_every_setup_was_counted() -> None:
-    for setup in predict.own_setups().values():
-        made = predict.predict(setup, [(256, 256), (300, 500), (100,), (200_000,)], H200)
-        assert 0 < made.dram_bytes <= made.counted_bytes
+    for name, dtype in model.own_steps():
+        made = predicted(name, dtype, [(256, 256), (300, 500), (100,), (200_000,)])
+        assert 0 < made["memory B/param"] <= made["counted B/param"]
 
 
 def test_setups_are_those_that_are_measured() -> None:
     """A row of a result file finds its prediction whatever of ours it measured."""
     own = [each for each in SETUPS.values() if each.source == OURS]
-    assert predict.own_setups().keys() == {
-        (each.name, dtype) for each in own for dtype in each.dtypes
-    }
-    assert set(predict.SHOWN) <= predict.own_setups().keys()
+    assert set(model.own_steps()) == {(each.name, dtype) for each in own for dtype in each.dtypes}
 
 
 @pytest.mark.parametrize(
@@ -141,78 +143,70 @@ def test_setups_are_those_that_are_measured() -> None:
     ],
 )
 def test_options_count_in_predictions(name: str, dtype: str, expected: int) -> None:
-    made = predict.predict(predict.own_setups()[name, dtype], [(4096, 4096)], H200)
-    assert made.counted_bytes == expected
+    assert predicted(name, dtype)["counted B/param"] == expected
 
 
-def test_every_gpu_says_where_its_copy_is_from() -> None:
-    assert all(0.85 < g.copy_gb_per_s / g.datasheet_gb_per_s < 0.95 for g in gpus.GPUS.values())
-    seen = {g.name for g in gpus.GPUS.values() if "seen" in g.copy_source}
-    assert seen == set(gpus.SEEN_COPIES)
-
-
-def result_file(path: Path, rows: list, copy: dict | None = None) -> Path:
-    path.write_text(json.dumps({"machine": MACHINE, "copy": copy, "rows": rows}))
+def result_file(path: Path, *rows) -> Path:
+    results = made_up.results()
+    results.machine.l2_bytes, results.machine.multiprocessors = 1 << 30, 132
+    results.rows = list(rows)
+    results.save(path)
     return path
 
 
 def test_measured_rows_stand_beside_predicted_ones(tmp_path: Path) -> None:
-    copy = {"gb_per_s": 2000.0}
-    found = predict.compare(result_file(tmp_path / "r.json", [ROW], copy))
-    expected = 26 * 4096 * 4096 / 2e9 + gpus.LAUNCH_US / 1e3
+    row = made_up.row("AdamW", "one-16M", "bf16")
+    found = model.compare(result_file(tmp_path / "r.json", row))
+    expected = 26 * 4096 * 4096 / (1e6 * made_up.COPY) + model.LAUNCH_US / 1e3
     assert list(found["predicted ms"]) == pytest.approx([expected])
-    assert list(found["measured/predicted"]) == pytest.approx([0.2 / expected])
+    assert list(found["measured/predicted"]) == pytest.approx([row.ms / expected])
 
 
 def test_the_machines_own_cache_counts(tmp_path: Path) -> None:
-    row = ROW | {"optimizer": "Adafactor T5 stochastic", "shapes": "gpt2-124M"}
-    found = predict.compare(result_file(tmp_path / "r.json", [row]))
-    setup = predict.own_setups()["Adafactor T5 stochastic", "bf16"]
-    assert found["predicted ms"].item() < predict.predict(setup, SHAPES["gpt2-124M"], H200).ms
+    row = made_up.row("Adafactor T5 stochastic", "gpt2-124M", "bf16")
+    found = model.compare(result_file(tmp_path / "r.json", row))
+    gpu = H200._replace(copy_gb_per_s=made_up.COPY)
+    smaller = predicted("Adafactor T5 stochastic", "bf16", SHAPES["gpt2-124M"], gpu)
+    assert found["predicted ms"].item() < smaller["predicted ms"]
 
 
-def test_what_can_not_be_predicted_says_why(tmp_path: Path, capsys) -> None:
-    rows = [ROW | {"optimizer": "AdamW sideways"}, ROW | {"shapes": "none"}]
-    rows += [ROW | {"backend": "eager"}, ROW | {"source": "torch", "backend": None}]
-    path = result_file(tmp_path / "r.json", rows)
-    assert list(predict.compare(path)["why not"]) == ["no such setup", "no such shapes"]
+def test_what_can_not_be_predicted_is_shown_as_measured(tmp_path: Path, capsys) -> None:
+    rows = [
+        made_up.row(name, "one-16M", "bf16") for name in ("AdamW", "AdamW", "torch AdamW fused")
+    ]
+    rows[0].optimizer = "AdamW sideways"
+    rows.append(dataclasses.replace(rows[1], backend="eager"))
+    rows[1].shapes = "none"
+    path = result_file(tmp_path / "r.json", *rows)
+    assert list(model.compare(path)["predicted ms"].isna()) == [True, True]
     model.main(["--compare", str(path)])
-    assert "no such setup" in capsys.readouterr().out
+    assert "AdamW sideways" in capsys.readouterr().out
 
 
 def test_a_file_without_measurements_says_so(tmp_path: Path, capsys) -> None:
-    model.main(["--compare", str(result_file(tmp_path / "r.json", []))])
+    model.main(["--compare", str(result_file(tmp_path / "r.json"))])
     assert "no measured rows" in capsys.readouterr().out
 
 
-def test_predictions_are_labelled(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "predicted.json"
-    model.main(["--gpus", "H200", "--shapes", "one-16M", "--json", str(path)])
-    assert "predicted, not measured" in capsys.readouterr().out
-    data = json.loads(path.read_text())
-    assert data["predicted"] is True
-    assert data["inputs"]["l2_share"] == gpus.L2_SHARE
-    assert len(data["rows"]) == len(predict.SHOWN)
-
-
-def test_setups_are_chosen_by_name(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "predicted.json"
-    words = ["--gpus", "H200", "--shapes", "one-16M", "--json", str(path)]
+def test_predictions_are_labelled_and_chosen_by_name(capsys) -> None:
+    words = ["--gpus", "H200", "--shapes", "one-16M"]
+    model.main(words)
+    printed = capsys.readouterr().out
+    assert "predicted, not measured" in printed and "4 us a launch: assumed" in printed
     model.main([*words, "--only", "torch_compat.Adafactor,kahan bf16"])
-    rows = json.loads(path.read_text())["rows"]
-    assert {row["setup"] for row in rows} == {"torch_compat.Adafactor", "AdamW kahan bf16-moments"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if "one-16M" in line]
+    assert {re.split(r"  +", line)[1] for line in lines} == {
+        *("torch_compat.Adafactor", "AdamW kahan bf16-moments")
+    }
     with pytest.raises(SystemExit):
         model.main([*words, "--only", "sideways"])
     assert "--only sideways: no setup" in capsys.readouterr().err
 
 
-def test_setups_that_move_the_same_share_a_row() -> None:
-    page = tables.PAGE.read_text()
-    lists = len(tables.DOCUMENTED)
-    assert page.count("| AdamW, AdamWeightDecay | bf16 | 26.00 | 1 |") == lists
-    assert "**t5-base**: 257 tensors, 222,903,552 parameters" in page
-
-
-def test_the_page_shows_the_committed_counts() -> None:
-    page = tables.PAGE.read_text()
-    assert pages.filled(page, tables.TABLES) == page
+def test_the_page_says_what_the_model_says() -> None:
+    """What is left of 10 bytes where passes walk back and forth, on an H200."""
+    text = PAGE.read_text()
+    for shape, rounded in (((4096, 8192), "8.1"), ((8192, 16384), "9.6")):
+        left = predicted("Adafactor T5 stochastic", "bf16", [shape])["memory B/param"]
+        assert f"{left:.1f}" == rounded and rounded in text
+    assert f"{model.LAUNCH_US:g} us a launch" in text and f"{100 * model.L2_SHARE:.0f} %" in text

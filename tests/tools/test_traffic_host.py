@@ -11,10 +11,12 @@ import pytest
 
 pytest.importorskip("pandas")
 
+from host_traces import bucket_of, traces
+
 from bench import traffic
 from bench.traffic import Kind
-from tools.traffic import dram, host_counts, l2, walks
-from tools.traffic.__main__ import main
+from tools.traffic import __main__ as host_counts
+from tools.traffic import l2
 
 KIND = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
 STEP = 2048  # elements that a block touches at once: 8 warps of 256
@@ -31,41 +33,39 @@ AGAIN = "the kernels changed: run `python -m tools.traffic`"
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.op}-{k.dtype}-{k.mode}")
 def test_counting_again_gives_the_committed_row(kind: Kind) -> None:
-    assert host_counts.count(kind) == {k: traffic.row(kind)[k] for k in host_counts.count(kind)}, (
-        AGAIN
-    )
+    found = host_counts.count(kind)
+    assert found == {name: traffic.rows()[kind][name] for name in found}, AGAIN
 
 
 def test_every_kind_is_in_the_file() -> None:
     assert {Kind(**row["kind"]) for row in traffic.counts()["rows"]} == set(host_counts.kinds())
 
 
-def test_clipping_tiles_and_visits_are_the_committed_ones(monkeypatch) -> None:
+def test_clipping_tiles_and_visits_are_the_committed_ones() -> None:
     counts = traffic.counts()
     assert list(host_counts.PASSES.values()) == counts["passes"], AGAIN
     assert host_counts.clip_counts() == counts["clip"], AGAIN
     assert host_counts.visit_limit() == counts["visit_limit"], AGAIN
-    monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
-    found = walks.measure()
+    found = host_counts.walks(host_counts.WALKED[:1])
     assert found["sizes"] == counts["tiles"]["sizes"][:1], AGAIN
     assert found["walks"] == counts["tiles"]["walks"], AGAIN
 
 
 def test_what_is_written_is_what_is_read(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(host_counts, "kinds", lambda: KINDS[-2:])
-    monkeypatch.setattr(walks, "SHAPES", walks.SHAPES[:1])
-    main(["--json", str(tmp_path / "traffic.json")])
+    monkeypatch.setattr(host_counts, "walks", lambda: traffic.counts()["tiles"])
+    host_counts.main(["--json", str(tmp_path / "traffic.json")])
     written = traffic.counts(tmp_path / "traffic.json")
-    assert written["rows"] == [traffic.row(kind) for kind in KINDS[-2:]]
+    assert written["rows"] == [traffic.rows()[kind] for kind in KINDS[-2:]]
     assert written.keys() == traffic.counts().keys()
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 5, 16])
 def test_blocks_touch_memory_in_the_models_order(blocks: int) -> None:
     """A matrix of 256 columns has tiles of 256 rows, one below the other."""
-    bucket = host_counts.bucket_of(KIND, [(12 * 256, 256)])
+    bucket = bucket_of(KIND, [(12 * 256, 256)])
     grad = bucket.entries[0].grad
-    for trace in host_counts.traces(bucket, blocks):
+    for trace in traces(bucket, blocks):
         found = trace.of(grad)
         if len(found) == 0:
             continue
@@ -76,20 +76,20 @@ def test_blocks_touch_memory_in_the_models_order(blocks: int) -> None:
         sequences = [_first_seen(granule[found["block"] == block]) for block in range(blocks)]
         longest = max(len(each) for each in sequences)
         lockstep = [s[turn] for turn in range(longest) for s in sequences if turn < len(s)]
-        walk = dram.counted_walks()[trace.name]
-        assert lockstep == l2.order(np.full(12, 16), l2.Grid(blocks, walk)).tolist(), trace.name
+        walk = l2.counted_walks()[trace.name]
+        assert lockstep == l2.order(np.full(12, 16), blocks, walk).tolist(), trace.name
 
 
 @pytest.mark.parametrize("share", [0.4, 0.8, 1.1, 2.5])
 def test_lines_of_the_kernels_miss_as_the_models_granules(share: float) -> None:
     """The traced addresses, replayed in lines of 128 bytes through the same cache."""
     shape, blocks = (1024, 512), 3
-    bucket = host_counts.bucket_of(KIND, [shape])
+    bucket = bucket_of(KIND, [shape])
     entry = bucket.entries[0]
     capacity = share * entry.grad.nbytes
-    expected = dram.adafactor(KIND, [shape], (blocks, capacity), granule=STEP)
+    expected = l2.adafactor(KIND, [shape], blocks, capacity, granule=STEP)
     cache = l2.Lru(capacity)
-    for trace in host_counts.traces(bucket, blocks):
+    for trace in traces(bucket, blocks):
         accesses = np.concatenate([trace.of(entry.grad), trace.of(entry.param)])
         if len(accesses) == 0:
             continue

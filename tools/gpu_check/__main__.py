@@ -15,13 +15,11 @@ import time
 from pathlib import Path
 
 from bench import ROOT, system
-from bench.merging import read
-from bench.results import write
-from tools.gpu_check import summary
+from bench.results import read, write
+from tools.gpu_check import stages, summary
 from tools.gpu_check.engine import Outcome, Skip, run, share
 from tools.gpu_check.plan import STAGES, choose
-from tools.gpu_check.record import CUT, FAILED, PASSED, RUNNING, SKIPPED, TIMEOUT, Entry, Record
-from tools.gpu_check.stages import Context, Stage
+from tools.gpu_check.stages import Context, Entry, Record, Stage
 
 SHORTEST_S = 5.0  # a stage that would get less is not started
 TAIL_LINES = 30
@@ -32,16 +30,16 @@ MERGED = ("results.json", "stages.json", "log.txt")
 class Check:
     """One call: the stages to run, and the record they add to."""
 
-    def __init__(self, context: Context, stages: list[Stage], deadline: float | None):
-        self.context, self.stages, self.deadline = context, stages, deadline
+    def __init__(self, context: Context, plan: list[Stage], deadline: float | None):
+        self.context, self.plan, self.deadline = context, plan, deadline
         self.record = Record.open(context.out / "stages.json")
         self.log = context.out / "log.txt"
         self.commit = system.output("git", "describe", "--always", "--dirty")
 
     def run(self) -> int:
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.plan):
             left = None if self.deadline is None else self.deadline - time.monotonic()
-            plan = [(s.expected_s, s.limit_s) for s in self.stages[index:]]
+            plan = [(s.expected_s, s.limit_s) for s in self.plan[index:]]
             self.stage(stage, share(left, plan))
             if stage is STAGES[0] and self.record.stages[stage.name].failure:
                 return 2
@@ -59,17 +57,17 @@ class Check:
         print(f"gpu-check: {stage.name}: {stage.title} ...", flush=True)
         try:
             if limit_s < SHORTEST_S:
-                entry.status, entry.reason = CUT, "no time was left for it"
+                entry.status, entry.reason = stages.CUT, "no time was left for it"
             else:
                 self.process(stage, entry, limit_s)
         except Skip as reason:
-            entry.status, entry.reason = SKIPPED, str(reason)
+            entry.status, entry.reason = stages.SKIPPED, str(reason)
         except KeyboardInterrupt:
-            entry.status, entry.reason = CUT, "gpu-check was told to end"
+            entry.status, entry.reason = stages.CUT, "gpu-check was told to end"
             raise
         finally:
-            if entry.status == RUNNING:
-                entry.status, entry.reason = FAILED, "gpu-check itself failed in this stage"
+            if entry.status == stages.RUNNING:
+                entry.status, entry.reason = stages.FAILED, "gpu-check itself failed in this stage"
             self.keep()
             note = f" ({entry.reason})" if entry.reason else ""
             print(f"gpu-check: {stage.name}: {entry.status}, {entry.seconds:.0f} s{note}")
@@ -84,7 +82,7 @@ class Check:
             log.write(f"\n=== {stage.name}: {stage.title} ({entry.date}, {limit_s:.0f} s)\n")
 
         def update(seconds: float) -> None:
-            entry.seconds, so_far = round(seconds, 1), Outcome(RUNNING, seconds, None, "")
+            entry.seconds, so_far = round(seconds, 1), Outcome(stages.RUNNING, seconds, None, "")
             entry.details = stage.collect(self.context, stage, so_far)[2]
             self.keep()
 
@@ -92,10 +90,10 @@ class Check:
         outcome = run(command, self.log, limit_s, variables, update)
         entry.status, entry.reason, entry.details = stage.collect(self.context, stage, outcome)
         entry.seconds = round(outcome.seconds, 1)
-        if entry.status == TIMEOUT:
-            entry.status = TIMEOUT if limit_s >= stage.limit_s else CUT
+        if entry.status == stages.TIMEOUT:
+            entry.status = stages.TIMEOUT if limit_s >= stage.limit_s else stages.CUT
             entry.reason = f"not done after {limit_s:.0f} s"
-        if entry.status != PASSED:
+        if entry.status != stages.PASSED:
             entry.tail = outcome.output.splitlines()[-TAIL_LINES:]
 
     def keep(self) -> None:
@@ -103,7 +101,7 @@ class Check:
         write(self.context.out / "summary.md", summary.page(self.record, self.context.results))
 
 
-def _gpu_name() -> str | None:
+def gpu_name() -> str | None:
     ask_torch = "import torch; print(torch.cuda.get_device_name())"
     ask_driver = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     # In processes of their own: a driver may hang, and this process has to outlive that.
@@ -111,7 +109,7 @@ def _gpu_name() -> str | None:
     return found and found.splitlines()[-1]
 
 
-def _slug(gpu: str) -> str:
+def folder_of(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia")).strip("-")
 
 
@@ -135,22 +133,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _told_to_end(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    begin = time.monotonic()
-    gpu = _gpu_name() if options.device == "cuda" else "rehearsal-cpu"
+    options, begin = parse(arguments), time.monotonic()
+    gpu = gpu_name() if options.device == "cuda" else "rehearsal-cpu"
     if gpu is None:
-        print(
-            "gpu-check: no GPU here: neither nvidia-smi nor torch shows one; --device cpu "
-            "rehearses the stages without one",
-            file=sys.stderr,
-        )
+        why = "neither nvidia-smi nor torch shows one; --device cpu rehearses the stages without it"
+        print(f"gpu-check: no GPU here: {why}", file=sys.stderr)
         return 2
-    out = (options.out or ROOT / "bench" / "results" / _slug(gpu)).resolve()
+    out = (options.out or ROOT / "bench" / "results" / folder_of(gpu)).resolve()
     work = options.work.resolve()
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.copyfile(earlier, out / name)
     context = Context(sys.executable, options.device, options.form == "quick", out, work)
     deadline = None if options.time_limit is None else begin + options.time_limit
-    signal.signal(signal.SIGTERM, _told_to_end)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt, too
     try:
         return Check(context, options.stages, deadline).run()
     except KeyboardInterrupt:

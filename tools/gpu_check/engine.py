@@ -4,6 +4,7 @@ The machine may be taken away at any moment, and everything on it killed: what a
 straight to the log, and the record of all stages is rewritten while a stage runs.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from bench import ROOT
 
 TICK_S = 5.0  # how often a running stage's record is brought up to date
-GRACE_S = 5.0  # between asking a stage to end and killing it
+GRACE_S = 10.0  # between asking a stage to end, as Ctrl-C does, and killing it
 
 _RUN_MODULE = (
     "import runpy, sys; del sys.path[0]; del sys.argv[0]; "
@@ -24,9 +25,10 @@ _RUN_MODULE = (
 )
 
 # A group of its own, so that it can be killed with all that it starts; and it dies with this
-# process (1 is PR_SET_PDEATHSIG), which a new session would outlive.
+# process (1 is PR_SET_PDEATHSIG), which a new session would outlive. Whoever runs in the background
+# may have been started with SIGINT ignored.
 _LEAD_A_GROUP = (
-    "import ctypes, os, sys; os.setpgrp(); "
+    "import ctypes, os, signal, sys; os.setpgrp(); signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
     "os.execvp(sys.argv[1], sys.argv[1:])"
 )
@@ -46,10 +48,10 @@ class Outcome:
     output: str
 
     @property
-    def last_line(self) -> str:
-        """The last line that says something."""
+    def reason(self) -> str:
+        """Of what has not passed, the last line that says something."""
         lines = [line for line in self.output.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else ""
+        return lines[-1][:300] if lines and self.status != "passed" else ""
 
 
 def module(python: str, name: str, *arguments: object) -> list[str]:
@@ -91,15 +93,10 @@ def run(
     raised meanwhile, by a signal for one, the command is killed first, with all it has started.
     """
     begin, offset = time.monotonic(), log.stat().st_size if log.exists() else 0
+    leading = [sys.executable, "-S", "-c", _LEAD_A_GROUP, *command]
     with open(log, "ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-S", "-c", _LEAD_A_GROUP, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=ROOT,
-        )
+        files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(leading, env=environment, cwd=ROOT, **files)
     in_time = False
     try:
         while not in_time and (left := begin + limit_s - time.monotonic()) > 0:
@@ -110,22 +107,22 @@ def run(
                 on_tick(time.monotonic() - begin)
     finally:
         _end_group(process)
-    status = "passed" if process.returncode == 0 else "failed"
+    status = "timeout" if not in_time else "failed" if process.returncode else "passed"
     with open(log, "rb") as file:
         file.seek(offset)
         output = file.read().decode("utf-8", "replace")
-    seconds = time.monotonic() - begin
-    return Outcome(status if in_time else "timeout", seconds, process.returncode, output)
+    return Outcome(status, time.monotonic() - begin, process.returncode, output)
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """Kill what is left of the process and of what it has started."""
-    for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 4 * GRACE_S)):
+    """Kill what is left of the process and of what it has started.
+
+    It is interrupted first: pytest then writes down which tests have ended.
+    """
+    for number, wait_s in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, 2 * GRACE_S)):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             process.send_signal(number)  # it may not lead a group yet
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            continue

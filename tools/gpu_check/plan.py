@@ -3,8 +3,11 @@
 What fails early says most about what would fail later.
 """
 
+import os
+import shutil
+import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from bench import ROOT
 from tools.gpu_check import stages
@@ -23,9 +26,18 @@ def probe_command(context: Context) -> list[str]:
 
 
 def build_command(context: Context) -> list[str]:
-    words = [context.site, context.record("build")]
-    words += [context.found["gpu"]["architecture"]] if context.on_gpu else []
-    return module(context.python, "tools.gpu_check.build", *words)
+    """Build for this GPU alone; where the extension doesn't compile, `setup.py` leaves it out."""
+    shutil.rmtree(context.site, ignore_errors=True)
+    context.from_scratch = not list((ROOT / "build/cuda").glob("*/*.o"))
+    request = {"FUSED_OPTIM_CUDA": "0"}
+    if context.on_gpu:
+        request = {"FUSED_OPTIM_CUDA_ARCHS": context.found["gpu"]["architecture"]}
+        if nvcc := context.found.get("nvcc"):  # which may not be on PATH
+            request["CUDA_HOME"] = os.environ.get("CUDA_HOME", str(Path(nvcc).parents[1]))
+    variables = [f"{name}={value}" for name, value in request.items()]
+    # Temporary files beside the result: several builds may run in one checkout.
+    folders = ["--build-base", str(context.work / "setup"), "--build-lib", str(context.site)]
+    return ["env", *variables, context.python, "setup.py", "-q", "build", *folders]
 
 
 def _need(context: Context, *names: str, remedy: str = "") -> dict[str, str | None]:
@@ -37,20 +49,21 @@ def _need(context: Context, *names: str, remedy: str = "") -> dict[str, str | No
     return packages
 
 
-def _pytest(
-    context: Context, stage: str, arguments: Sequence[str], dist: str | None, seconds: float = 1e6
-) -> list[str]:
-    """Return pytest's command; ``dist`` says how tests are spread over processes, None for one."""
+def _pytest(context: Context, stage: str, arguments: Sequence[str], dist: str | None) -> list[str]:
+    """Return pytest's command; ``dist`` says how tests are spread over processes, None for one.
+
+    The log has a line for each test as it ends, and the record is there when all have.
+    """
     packages = _need(context, "pytest")
-    options = ["-q", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    options = ["-v", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    options += [f"--junitxml={context.record(stage)}"]
     options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
     if packages.get("pytest-xdist"):
         # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
         workers = max(1, min(12, context.found["cores"] - 2))
         several = ["-n", str(workers), "--dist", dist or ""]
         options += several if dist and context.on_gpu else ["-p", "no:xdist"]
-    record = context.record(stage)
-    return module(context.python, "tools.gpu_check.recorder", record, f"{seconds:.0f}", *options)
+    return module(context.python, "pytest", *options)
 
 
 def tests(
@@ -60,7 +73,7 @@ def tests(
     *arguments: str,
     dist: str | None = "load",
     rehearsed: Sequence[str] | None = None,
-    **more: Any,
+    **variables: str,
 ) -> Stage:
     """Return a stage that runs pytest with some arguments, in a rehearsal with others."""
 
@@ -68,16 +81,15 @@ def tests(
         chosen = arguments if context.on_gpu or rehearsed is None else rehearsed
         return _pytest(context, name, chosen, dist)
 
-    return Stage(name, title, *seconds, command, stages.collect_tests, **more)
+    return Stage(name, title, *seconds, command, stages.collect_tests, variables)
 
 
 def smoke(backend: str, expected_s: float) -> Stage:
     # What Triton is to compile takes one core minutes; nvcc has done so before.
     dist = "loadgroup" if backend == "triton" else None
-    title = f"steps of every kernel of {backend} against eager"
+    title, seconds = f"steps of every kernel of {backend} against eager", (expected_s, 180)
     variables = {"FUSED_OPTIM_BACKEND": backend}
-    seconds = (expected_s, 180)
-    return tests(f"smoke-{backend}", title, seconds, *_KERNELS, dist=dist, variables=variables)
+    return tests(f"smoke-{backend}", title, seconds, *_KERNELS, dist=dist, **variables)
 
 
 def sanitizer(tool: str, backend: str) -> Stage:
@@ -93,21 +105,22 @@ def sanitizer(tool: str, backend: str) -> Stage:
         options = ["--tool", tool, "--error-exitcode", str(stages.SANITIZER_EXIT)]
         options += ["--report-api-errors", "no"] if tool == "memcheck" else []
         options += ["--kernel-name-exclude", "kernel_substring=at6native"]  # nor are its kernels
-        watched = _pytest(context, name, _KERNELS, None, 0.75 * context.limit_s)
-        return [path, *options, "--print-limit", "20", *watched]
+        # The tool's verdict comes with the end of the process that it watches.
+        until = f"GPU_CHECK_WATCHES_UNTIL={time.time() + 0.75 * context.limit_s:.0f}"
+        watched = _pytest(context, name, _KERNELS, None)
+        return ["env", until, path, *options, "--print-limit", "20", *watched]
 
     # Every tensor has an allocation of its own, so that going past its end is seen.
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "FUSED_OPTIM_BACKEND": backend}
-    variables["GPU_CHECK_WATCHES"] = "1"
     title = f"compute-sanitizer {tool} over every kernel of {backend}"
     return Stage(name, title, 70, 240, command, stages.collect_sanitizer, variables)
 
 
 def parity(backend: str, expected_s: float) -> Stage:
-    variables, files = {"FUSED_OPTIM_TEST_BACKEND": backend}, parity_files()
-    more = {"rehearsed": [str(_TESTS / "optimizers/test_golden.py")], "variables": variables}
+    more = {"rehearsed": [str(_TESTS / "optimizers/test_golden.py")]}
+    more["FUSED_OPTIM_TEST_BACKEND"] = backend
     title = f"the parity tests over {backend}"
-    return tests(f"tests-{backend}", title, (expected_s, 400), *files, **more)
+    return tests(f"tests-{backend}", title, (expected_s, 400), *parity_files(), **more)
 
 
 def parity_files() -> list[str]:
@@ -115,37 +128,32 @@ def parity_files() -> list[str]:
     return [str(path) for path in files if "each_backend" in path.read_text()]
 
 
-def bench(name: str, title: str, seconds: tuple[float, float], parts: str, extent: str) -> Stage:
+_REHEARSED = "--shapes smoke --only torch_compat.Adam --rounds 3 --warm-up 0"
+
+
+def bench(
+    name: str, title: str, seconds: tuple[float, float], words: str, rehearsed: str = _REHEARSED
+) -> Stage:
+    """Return a stage that measures, in a rehearsal with other words."""
+
     def command(context: Context) -> list[str]:
-        rehearsal = "--shapes smoke --only torch_compat.Adam --rounds 3 --warm-up 0"
-        words = (extent if context.on_gpu else rehearsal).split()
-        return _measuring(context, "bench", name, "--parts", parts, *words)
+        _need(context, "rich")
+        limit = ("--time-limit", f"{max(1.0, context.limit_s - END_S):.0f}")
+        where = ("--device", context.device, "--json", context.record(name), *limit)
+        some = words if context.on_gpu else f"{words} {rehearsed}".replace("--full", "")
+        some += " --quick" if "--sweep" in words and context.quick else ""
+        return module(context.python, "bench", *where, *some.split())
 
-    full_only = extent == "--full"
+    full_only = "--full" in words
     return Stage(name, title, *seconds, command, stages.collect_figures, full_only=full_only)
-
-
-def sweep_command(context: Context) -> list[str]:
-    words = ["--quick"] if context.quick else []
-    words += [] if context.on_gpu else ["--most", "1e4", "--rounds", "3"]
-    return _measuring(context, "bench.sweep", "sweep", *words)
-
-
-def _measuring(context: Context, name: str, stage: str, *words: str) -> list[str]:
-    _need(context, "pandas", "rich")
-    limit = ("--time-limit", f"{max(1.0, context.limit_s - END_S):.0f}")
-    where = ("--device", context.device, "--json", context.record(stage))
-    return module(context.python, name, *where, *limit, *words)
 
 
 def report_command(context: Context) -> list[str]:
     if not context.results.exists():
         raise Skip("nothing was measured")
     drawn = "; tools.report draws from results.json anywhere"
-    _need(context, "matplotlib", "pandas", "seaborn", "jinja2", remedy=drawn)
-    curves = sorted((ROOT / "bench" / "results").glob("*/precision_curves.json"))
-    words = ["--curves", curves[0]] if curves else []
-    return module(context.python, "tools.report", context.results, context.out, *words)
+    _need(context, "matplotlib", "seaborn", remedy=drawn)
+    return module(context.python, "tools.report", context.results, context.out)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -156,16 +164,22 @@ STAGES: tuple[Stage, ...] = (
     tests("tests-gpu", "the tests that need a GPU", (60, 300), "-m", "gpu and not long"),
     parity("cuda", 60),
     parity("triton", 100),
-    bench("bench", "the five-minute benchmarks", (300, 420), "ratios,rows", "--quick"),
+    bench("bench", "the five-minute benchmarks", (300, 420), "--parts ratios,rows --quick"),
     sanitizer("memcheck", "cuda"),
     sanitizer("racecheck", "cuda"),
     sanitizer("memcheck", "triton"),
     sanitizer("racecheck", "triton"),
     tests("large", "tensors beyond 2^31 elements", (40, 180), *_LARGE, dist=None),
-    bench("memory", "the memory of every optimizer", (110, 240), "memory", "--shapes gpt2-124M"),
-    Stage("sweep", "cost by size and count", 90, 240, sweep_command, stages.collect_figures),
-    tests("tests-all", "the whole suite", (200, 540), dist="loadfile", variables=_EAGER),
-    bench("bench-full", "all benchmarks", (900, 1800), "ratios,rows,memory", "--full"),
+    bench("memory", "every optimizer's memory", (110, 240), "--parts memory --shapes gpt2-124M"),
+    bench(
+        "sweep",
+        "cost by size and count",
+        (90, 240),
+        "--sweep --warm-up 0.05",
+        "--most 1e4 --rounds 3",
+    ),
+    tests("tests-all", "the whole suite", (200, 540), dist="loadfile", **_EAGER),
+    bench("bench-full", "all benchmarks", (900, 1800), "--full"),
     Stage("report", "pictures and report", 25, 120, report_command),
 )
 
@@ -183,13 +197,11 @@ def choose(names: Sequence[str] | None, quick: bool) -> list[Stage]:
     """
     if names is None:
         return [stage for stage in STAGES if not (quick and stage.full_only)]
-    named = {stage.name: [stage.name] for stage in STAGES}
-    for stage in STAGES:
-        group = stage.name.partition("-")[0]
-        if group != stage.name and group not in named:
-            named[group] = [s.name for s in STAGES if s.name.startswith(group + "-")]
-    unknown = [name for name in names if name not in named]
-    if unknown:
+    every = [stage.name for stage in STAGES]
+    named = {name: [name] for name in every}
+    for group in dict.fromkeys(name.partition("-")[0] for name in every):
+        named.setdefault(group, [name for name in every if name.startswith(f"{group}-")])
+    if unknown := [name for name in names if name not in named]:
         raise ValueError(f"no stage is called {unknown[0]!r}; there are {', '.join(named)}")
-    wanted = {*(s.name for s in STAGES[:2]), *(stage for name in names for stage in named[name])}
+    wanted = {*every[:2], *(stage for name in names for stage in named[name])}
     return [stage for stage in STAGES if stage.name in wanted]

@@ -19,14 +19,15 @@ PACKAGES += " pytest-xdist pytest-timeout hypothesis matplotlib pandas seaborn j
 
 
 def probe() -> dict[str, Any]:
+    release = re.search(r"release ([\d.]+)", system.output(str(tool("nvcc")), "--version") or "")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
         "driver": system.output(*system.DRIVER),
-        "nvcc": _nvcc(),
-        "compute_sanitizer": next(_tools("compute-sanitizer", "compute-sanitizer"), None),
+        "nvcc": release and f"{tool('nvcc')} {release[1]}",
+        "compute_sanitizer": tool("compute-sanitizer"),
         "packages": {name: system.version(name) for name in PACKAGES.split()},
     }
 
@@ -46,19 +47,11 @@ def _gpu() -> dict[str, Any] | None:
     }
 
 
-def _tools(name: str, folder: str = "bin") -> Any:
-    """Yield the places of a tool: on PATH, or in a folder of a toolkit."""
+def tool(name: str) -> str | None:
+    """Return the place of a tool: on PATH, or in a toolkit, which users rarely have there."""
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    places = [str(Path(home) / sub / name) for home in homes if home for sub in ("bin", folder)]
-    return filter(None, map(shutil.which, (name, *places)))
-
-
-def _nvcc() -> str | None:
-    for path in _tools("nvcc"):
-        if printed := system.output(path, "--version"):
-            release = re.search(r"release ([\d.]+)", printed)
-            return f"{path} {release[1] if release else '(version unknown)'}"
-    return None
+    places = [Path(home, folder) for home in homes if home for folder in ("bin", name)]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))
 
 
 if __name__ == "__main__":

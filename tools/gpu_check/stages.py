@@ -1,20 +1,84 @@
-"""What a stage of gpu-check is, and what is made of the process that it ran."""
+"""What a stage of gpu-check is, what is made of its process, and what is kept of it."""
 
+import json
 import os
 import re
+import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from bench import ROOT
-from bench.merging import merged, read
-from bench.results import Results
+from bench.results import Results, merged, read, write
 from tools.gpu_check.engine import Outcome
-from tools.gpu_check.record import read_json
-from tools.gpu_check.recorder import summarise
 
 SANITIZER_EXIT = 86
+FORMAT = 1
+
+RUNNING, PASSED, FAILED = "running", "passed", "failed"
+TIMEOUT, CUT, SKIPPED = "timeout", "cut", "skipped"
+"""Timeout: not done within the stage's own limit. Cut: within what the call had left for it."""
+
+
+@dataclass
+class Entry:
+    """What is kept of a stage."""
+
+    status: str
+    title: str
+    date: str = ""
+    commit: str = ""
+    seconds: float = 0.0
+    limit_s: float = 0.0
+    reason: str = ""  # why it did not pass
+    details: dict[str, Any] = field(default_factory=dict)  # what its process recorded
+    tail: list[str] = field(default_factory=list)  # of its output, where it did not pass
+
+    @property
+    def failure(self) -> bool:
+        """Whether the check as a whole has failed for it: it found a fault, or it hung."""
+        return self.status in (FAILED, TIMEOUT) or bool(self.details.get("failed"))
+
+
+@dataclass
+class Record:
+    """Stages by name, in the order they were first run: ``stages.json`` beside the figures."""
+
+    path: Path
+    stages: dict[str, Entry] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> "Record":
+        """Return what earlier calls left; an unreadable file counts as none."""
+        data = read_json(path) or {}
+        if data.get("format") != FORMAT:
+            return cls(path)
+        stages = {name: Entry(**entry) for name, entry in data["stages"].items()}
+        for entry in stages.values():
+            if entry.status == RUNNING:
+                entry.status, entry.reason = CUT, "everything was killed while it ran"
+        return cls(path, stages)
+
+    def start(self, name: str, title: str, limit_s: float, commit: str) -> Entry:
+        date = time.strftime("%Y-%m-%d %H:%M")
+        self.stages[name] = Entry(RUNNING, title, date, commit, limit_s=round(limit_s, 1))
+        self.save()
+        return self.stages[name]
+
+    def save(self) -> None:
+        data = {name: asdict(entry) for name, entry in self.stages.items()}
+        write(self.path, json.dumps({"format": FORMAT, "stages": data}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds, or None where a process has not come to write one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
 
 
 @dataclass
@@ -30,6 +94,7 @@ class Context:
     previous: dict[str, Any] = field(default_factory=dict)  # the stage's details in an earlier call
     figures: Results | None = None  # what was measured before the present stage
     limit_s: float = 0.0  # how long the present stage may take
+    from_scratch: bool = False  # whether nothing was compiled before
 
     @property
     def on_gpu(self) -> bool:
@@ -61,14 +126,12 @@ class Context:
 
 
 Collected = tuple[str, str, dict[str, Any]]  # Status, reason and details of a stage that has run
-
 Collect = Callable[[Context, "Stage", Outcome], Collected]
 
 
 def collect_record(context: Context, stage: "Stage", outcome: Outcome) -> Collected:
     """Take the record as it is; a process that fails gives its last line for a reason."""
-    details = read_json(context.record(stage.name)) or {}
-    return outcome.status, "" if outcome.status == "passed" else outcome.last_line, details
+    return outcome.status, outcome.reason, read_json(context.record(stage.name)) or {}
 
 
 @dataclass(frozen=True)
@@ -86,19 +149,53 @@ class Stage:
 
 
 def collect_probe(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    status, reason, details = collect_record(context, stage, outcome)
-    context.found = details
-    if status == "passed" and context.on_gpu and not details.get("gpu"):
-        return "failed", "torch sees no GPU; --device cpu rehearses the stages without one", details
-    return status, reason, details
+    status, reason, context.found = collect_record(context, stage, outcome)
+    if status == "passed" and context.on_gpu and not context.found.get("gpu"):
+        reason = "torch sees no GPU; --device cpu rehearses the stages without one"
+        return "failed", reason, context.found
+    return status, reason, context.found
 
 
 def collect_build(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    """Keep the time of a whole build, which a later call finds done for the most part."""
-    status, reason, details = collect_record(context, stage, outcome)
-    whole = details.get("seconds") if details.get("from_scratch") else None
-    details["whole_seconds"] = whole or context.previous.get("whole_seconds")
-    return status, reason, details
+    """Look for the extension, without which the package is built where that does not compile.
+
+    The time of a whole build is kept, which a later call finds done for the most part.
+    """
+    libraries = sorted((context.site / "fused_optim").glob("_C*.so"))
+    size = libraries[0].stat().st_size if libraries else None
+    whole = outcome.seconds if size and context.from_scratch and outcome.status == PASSED else None
+    kept = round(whole, 1) if whole else context.previous.get("whole_seconds")
+    details = {"extension_bytes": size, "whole_seconds": kept}
+    if outcome.status == PASSED and context.on_gpu and not libraries:
+        lines = [line for line in outcome.output.splitlines() if "without its CUDA" in line]
+        return "failed", lines[-1] if lines else "the CUDA extension was not built", details
+    return outcome.status, outcome.reason, details
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """Return the counts of a JUnit file, and the first lines of the first failures."""
+    try:
+        cases = list(ElementTree.parse(path).iter("testcase"))
+    except (OSError, ElementTree.ParseError):  # pytest was killed before it wrote the file
+        cases = []
+    marks = [(f"{case.get('classname')}::{case.get('name')}", m) for case in cases for m in case]
+    failed = [(name, m.text or "") for name, m in marks if m.tag in ("failure", "error")]
+    skipped = [m.get("message", "") for _, m in marks if m.tag == "skipped"]
+    return {
+        "passed": len(cases) - len({name for name, _ in failed}) - len(skipped),
+        "failed": len({name for name, _ in failed}),
+        "skipped": len(skipped),
+        "failures": [{"test": name, "text": essence(text)} for name, text in failed[:8]],
+        "skip_reasons": dict(Counter(skipped).most_common(6)),
+    }
+
+
+def essence(text: str) -> list[str]:
+    """Return the lines of a failure that say most: the errors and where they arose."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("E ")]
+    places = [line for line in lines if not line.startswith(("E ", ">", " ", "_")) and ":" in line]
+    return errors[:12] + places[-2:] if errors else lines[-14:]
 
 
 def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected:
@@ -109,7 +206,7 @@ def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected
         return "skipped", "no test is selected", details
     if outcome.status == "passed" and not details["passed"] and details["skip_reasons"]:
         return "skipped", f"all tests: {next(iter(details['skip_reasons']))}", details
-    return outcome.status, outcome.last_line if outcome.status == "failed" else "", details
+    return outcome.status, outcome.reason if outcome.status == "failed" else "", details
 
 
 def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collected:
@@ -118,32 +215,30 @@ def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collect
     figures = merged(context.figures, measured)
     if figures is not None:
         figures.save(context.results)
-    details: dict[str, Any] = {}
-    if measured is not None:
-        counts = {name: len(getattr(measured, name)) for name in ("ratios", "rows", "memory")}
-        details["notes"] = [f"{n} {name}" for name, n in counts.items() if n]
+    counts = {name: len(getattr(measured, name, ())) for name in ("ratios", "rows", "memory")}
+    details: dict[str, Any] = {"notes": [f"{n} {name}" for name, n in counts.items() if n]}
     lines = [line for line in outcome.output.splitlines() if line.startswith("FAILED")]
     if lines:
         details["failures"] = [{"test": line, "text": []} for line in lines]
         return "failed", f"{len(lines)} measurements failed", details
     if outcome.returncode == 1 and "below their floors" in outcome.output:
         return "passed", "figures are below their floors", details
-    return outcome.status, "" if outcome.status == "passed" else outcome.last_line, details
+    return outcome.status, outcome.reason, details
 
 
 def collect_sanitizer(context: Context, stage: Stage, outcome: Outcome) -> Collected:
     """Tell an error of a kernel from a tool that can't run here."""
-    details = summarise(context.record(stage.name))
     found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|SUMMARY: (\d+) hazard)", outcome.output)
     errors = sum(int(a or b) for a, b in found)
     lines = [line for line in outcome.output.splitlines() if line.startswith("=========")]
     spoken = [line.strip("= ") for line in lines if line.strip("= ")]
-    details = {**details, "errors": errors if found else None, "lines": spoken[:12]}
+    details = summarise(context.record(stage.name))
+    details |= {"errors": errors if found else None, "lines": spoken[:12]}
     if errors or outcome.returncode == SANITIZER_EXIT:
         return "failed", f"{stage.name.partition('-')[0]} found {errors} errors", details
     if outcome.status == "timeout" or found and outcome.status == "passed":
         return outcome.status, "", details
     if found or "Traceback" in outcome.output:
-        return "failed", outcome.last_line, details
-    why = next((s for s in spoken if "COMPUTE-SANITIZER" not in s), outcome.last_line)
+        return "failed", outcome.reason, details
+    why = next((s for s in spoken if "COMPUTE-SANITIZER" not in s), outcome.reason)
     return "skipped", f"compute-sanitizer does not run here: {why}", details

@@ -1,25 +1,17 @@
 """The page that gpu-check leaves: for someone who can't log in to that machine any more."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import jinja2
+import pandas as pd
 
 from bench.goals import GOALS
-from bench.pages import markdown
-from tools.gpu_check.record import CUT, PASSED, RUNNING, SKIPPED, Entry, Record, read_json
+from bench.pages import markdown, render
+from bench.results import Results, read
+from bench.tables import figure, tables
+from tools.gpu_check.stages import CUT, PASSED, RUNNING, SKIPPED, Entry, Record
 
-SHOWN_RATIOS = 24
-SHOWN_CHECKS = 40
-SHOWN_MISSING = 30
+SHOWN = {"goals": 40, "ratios, in turns": 24, "not measured": 30}
 SHOWN_FAILURES = 4  # of one stage
-
-
-def load(results: Path) -> dict[str, Any]:
-    empty = {"machine": {}, "copy": None, "checks": [], "ratios": [], "missing": []}
-    return {**empty, **(read_json(results) or {})}
 
 
 def failures(record: Record, results: Path) -> list[str]:
@@ -29,55 +21,64 @@ def failures(record: Record, results: Path) -> list[str]:
         for name, entry in record.stages.items()
         if entry.failure
     ]
-    for check in load(results)["checks"]:
-        if not check["above_floor"]:
-            value, floor = number(check["value"]), number(check["floor"])
-            lines.append(f"below its floor: {check['name']}: {value} {check['unit']} ({floor})")
+    figures = read(results)
+    for check in figures.checks if figures else ():
+        if not check.above_floor:
+            value, floor = figure(check.value, 3), figure(check.floor, 3)
+            lines.append(f"below its floor: {check.name}: {value} {check.unit} ({floor})")
     return lines
 
 
 def page(record: Record, results: Path) -> str:
     """Return the page in Markdown: summary.md.jinja, filled in."""
-    figures, stages = load(results), record.stages
-    checks = [*_build_checks(record), *figures["checks"]]
-    checks.sort(key=lambda c: (c["above_floor"], c["met"]))
-    ratios = sorted(figures["ratios"], key=lambda r: r["ratio"])
-    unreached = [
-        f"{n}: {e.reason}" for n, e in stages.items() if e.status in (CUT, SKIPPED, RUNNING)
-    ]
-    unreached += [f"{item['what']}: {item['why']}" for item in figures["missing"]]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    made = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    return made.get_template("summary.md.jinja").render(
+    figures, stages = read(results) or Results(machine=None), record.stages
+    built = stages["build"].details.get("whole_seconds") if "build" in stages else None
+    figures.checks += [GOALS["build"].check(built)] if built else []
+    shown = tables(figures)
+    if "goals" in shown:
+        shown["goals"] = _worst(shown["goals"])
+    if "ratios, in turns" in shown:
+        shown["ratios, in turns"] = shown["ratios, in turns"].sort_values("ratio")
+    unreached = [(n, e.reason) for n, e in stages.items() if e.status in (CUT, SKIPPED, RUNNING)]
+    unreached += [(item.what, item.why) for item in figures.missing]
+    if unreached:
+        shown["not measured"] = pd.DataFrame(unreached, columns=["what", "why"])
+    return render(
+        Path(__file__).with_name("summary.md.jinja"),
         environment=stages.get("environment"),
         figures=figures,
         failed=failures(record, results),
         unfinished=[name for name, e in stages.items() if e.status in (CUT, RUNNING)],
         stages=[_stage_row(name, entry) for name, entry in stages.items()],
-        checks=checks,
-        check_rows=[_check_row(*each) for each in _collapsed(checks)[:SHOWN_CHECKS]],
-        ratio_rows=[_ratio_row(ratio) for ratio in ratios[:SHOWN_RATIOS]],
-        better=len(ratios) - SHOWN_RATIOS,
+        tables={title: shown[title] for title in SHOWN if title in shown},
+        most=SHOWN,
         faults=[fault for name, entry in stages.items() if (fault := _fault(name, entry))],
-        unreached=unreached[:SHOWN_MISSING],
-        more=len(unreached) - SHOWN_MISSING,
-        table=markdown,
+        markdown=markdown,
+        figure=figure,
     )
 
 
-def number(value: float | None) -> str:
-    if value is None:
-        return ""
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+def _worst(goals: pd.DataFrame) -> pd.DataFrame:
+    """Return one case, the worst, for all cases of a goal that have the same verdict.
+
+    Cases are told apart by what follows the goal's name; ratios stand for themselves.
+    """
+    of = goals.name.str.partition(": ")[0]
+    lower_is_better = of.map(lambda name: name in GOALS and GOALS[name].at_most)
+    share = (goals.value / goals.goal).where(~lower_is_better, goals.goal / goals.value)
+    cases = goals.assign(of=of, share=share).sort_values("share").groupby(["of", "verdict"])
+    worst = cases.head(1).assign(count=lambda found: cases.share.transform("size")[found.index])
+    several = worst["count"].map(lambda count: f" (the worst of {count})" if count > 1 else "")
+    order = worst.verdict.map(["BELOW FLOOR", "missed", "met"].index)
+    worst = worst.assign(name=worst.name + several, order=order).sort_values(["order", "share"])
+    return worst[list(goals)]
 
 
 def _stage_row(name: str, entry: Entry) -> tuple[str, ...]:
     details, facts = entry.details, []
     if "passed" in details:
-        words = ("passed", "failed", "skipped")
-        facts.append(", ".join(f"{details[w]} {w}" for w in words if w in details))
+        facts.append(", ".join(f"{details[w]} {w}" for w in ("passed", "failed", "skipped")))
+        facts += [f"skipped: {reason}" for reason in list(details["skip_reasons"])[:1]]
     if details.get("whole_seconds"):
         facts.append(f"a whole build took {details['whole_seconds']:.0f} s")
     if details.get("extension_bytes"):
@@ -87,44 +88,6 @@ def _stage_row(name: str, entry: Entry) -> tuple[str, ...]:
     facts += [*details.get("notes", []), *filter(None, [entry.reason])]
     status = entry.status if entry.status == PASSED else f"**{entry.status}**"
     return name, status, f"{entry.seconds:.0f}", "; ".join(facts)
-
-
-def _build_checks(record: Record) -> list[dict[str, Any]]:
-    build = record.stages.get("build")
-    seconds = build.details.get("whole_seconds") if build else None
-    return [asdict(GOALS["build"].check(seconds))] if seconds else []
-
-
-def _check_row(check: dict[str, Any], count: int) -> tuple[str, ...]:
-    verdict = "met" if check["met"] else "above the floor"
-    verdict = verdict if check["above_floor"] else "**BELOW THE FLOOR**"
-    name = check["name"] + (f" (the worst of {count})" if count > 1 else "")
-    figures = (number(check[key]) for key in ("value", "goal", "floor"))
-    return (name, *figures, check["unit"], verdict)
-
-
-def _collapsed(checks: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    """Return one check, the worst, for all cases of a goal that have the same verdict.
-
-    Cases are told apart by what follows the goal's name; ratios stand for themselves.
-    """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for check in checks:
-        goal = check["name"].partition(": ")[0]
-        key = goal if goal in GOALS else check["name"]
-        groups.setdefault((key, check["above_floor"], check["met"]), []).append(check)
-    found = []
-    for (key, *_), group in groups.items():
-        group.sort(key=lambda c: c["value"])
-        found.append((group[-1 if key in GOALS and GOALS[key].at_most else 0], len(group)))
-    return found
-
-
-def _ratio_row(ratio: dict[str, Any]) -> tuple[str, ...]:
-    low, high = ratio["ratio_quartiles"]
-    times = (number(ratio["baseline_ms"]), number(ratio["ours_ms"]))
-    what = (ratio["ours"], ratio["baseline"], f"{ratio['shapes']} {ratio['dtype']}", ratio["kind"])
-    return (*what, *times, f"{ratio['ratio']:.2f} [{low:.2f}, {high:.2f}]")
 
 
 def _fault(name: str, entry: Entry) -> tuple[str, list[str]] | None:

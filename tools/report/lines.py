@@ -9,9 +9,7 @@ from bench.goals import GOALS
 from bench.results import Results
 from bench.setups import BEST_KNOWN, OURS
 from bench.shapes import FIXED_SIZE, FIXED_TENSORS, kind_of
-from bench.tables import frame
 from tools.report import style
-from tools.report.style import Theme
 
 MOST_LINES = 7
 OPS = {"adamw": "AdamW", "lion": "Lion", "adafactor": "Adafactor"}
@@ -23,8 +21,7 @@ def chosen(rows: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
     The best known come first, then those of most points.
     """
     lines = rows.groupby(["line", "optimizer", "source"], as_index=False).size()
-    rank = {name: index for index, name in enumerate(BEST_KNOWN)}
-    lines["known"] = lines.optimizer.map(rank).fillna(len(rank))
+    lines["known"] = style.rank(lines.optimizer, BEST_KNOWN)
     lines = lines.sort_values(["known", "size", "line"], ascending=[True, False, True])
     ours, others = (list(lines.line[mask]) for mask in (lines.source == OURS, lines.source != OURS))
     kept = ours[: max(most - len(others), (most + 1) // 2)]
@@ -49,25 +46,28 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def _rows(results: Results) -> pd.DataFrame:
-    rows = frame(results.rows)
-    if len(rows):
-        rows["line"] = rows.optimizer + " " + rows.dtype
-        rows["swept"] = rows.shapes.map(kind_of)
+    rows = results.frame("rows")
+    rows["line"] = rows.optimizer + " " + rows.dtype
+    rows["swept"] = rows.shapes.map(kind_of)
     return rows
 
 
-def roofline(results: Results, theme: Theme) -> Figure | None:
+def _panels(results: Results, count: int, words: tuple[str, str]) -> tuple[Figure, list[Axes]]:
+    figure = style.new_figure(12.2 if count == 2 else 8.6, 4.2, words, results.machine)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def roofline(results: Results) -> Figure | None:
     """Draw which share of a copy's bandwidth a step reaches, by the size of the model."""
-    rows = _rows(results)
-    rows = rows[rows.copy_percent.notna()] if len(rows) else rows
+    rows = _rows(results).dropna(subset="copy_percent")
     # Without a row of ours, as on a CPU where plain PyTorch steps, there is nothing to compare.
-    ops = [op for op in OPS if len(rows) and ((rows.op == op) & (rows.source == OURS)).any()]
+    ops = [op for op in OPS if ((rows.op == op) & (rows.source == OURS)).any()]
     if not ops:
         return None
     what = "Bytes that a step has to move over its time, in percent of a copy within the device"
     what += f" ({results.copy.gb_per_s:,.0f} GB/s)." if results.copy else "."
     words = ("Share of the memory bandwidth that a step uses", what)
-    figure, panels = _panels(results, theme, len(ops), words)
+    figure, panels = _panels(results, len(ops), words)
     for axes, op in zip(panels, ops, strict=True):
         mine = rows[rows.op == op]
         # Lists of one size each if there are such; models differ in more than their size.
@@ -76,44 +76,35 @@ def roofline(results: Results, theme: Theme) -> Figure | None:
         axes.set(ylim=(0, max(108.0, 1.05 * shown.copy_percent.max())), title=OPS[op])
         axes.yaxis.set_major_formatter("{x:.0f} %")
         goal = GOALS[f"{op} bandwidth"].goal
-        for y, text, up, line in ((100, "a copy", 1, "-"), (goal, f"goal, {goal:g} %", -1, ":")):
-            axes.axhline(y, color=theme.muted, lw=1, ls=line)
-            place = (shown.parameters.min() / 1.4, y)
-            how = {"size": 8.2, "color": theme.muted, "va": "bottom" if up > 0 else "top"}
-            axes.annotate(text, place, (0, 3 * up), textcoords="offset points", **how)
+        marks = ((100, "a copy", "bottom", "-"), (goal, f"goal, {goal:g} %", "top", ":"))
+        for y, text, va, line in marks:
+            axes.axhline(y, color=style.muted(), lw=1, ls=line)
+            how = {"size": 8.2, "color": style.muted(), "va": va, "textcoords": "offset points"}
+            offset = (0, 3 if va == "bottom" else -3)
+            axes.annotate(text, (shown.parameters.min() / 1.4, y), offset, **how)
     return figure
 
 
-def scaling(results: Results, theme: Theme) -> Figure | None:
+def scaling(results: Results) -> Figure | None:
     """Draw the time of a step by number of tensors and by number of parameters."""
     rows = _rows(results)
-    kinds = [kind for kind in (FIXED_SIZE, FIXED_TENSORS) if len(rows) and kind in set(rows.swept)]
+    kinds = [kind for kind in (FIXED_SIZE, FIXED_TENSORS) if kind in set(rows.swept)]
     if not kinds:
         return None
     what = "Median time of a step; both axes are logarithmic. Dashed: other packages."
     words = ("Cost by number of tensors and of parameters", what)
-    figure, panels = _panels(results, theme, len(kinds), words)
+    figure, panels = _panels(results, len(kinds), words)
     for axes, kind in zip(panels, kinds, strict=True):
         mine = rows[rows.swept == kind]
         if kind == FIXED_SIZE:
-            title = (
-                f"{style.si(mine.parameters.max())} parameters, split into more and more tensors"
-            )
+            x, all_of = "tensors", style.si(mine.parameters.max())
+            title = f"{all_of} parameters, split into more and more tensors"
         else:
-            title = f"{style.si(mine.tensors.max())} tensors, larger and larger"
-        shown = _draw(axes, mine, "tensors" if kind == FIXED_SIZE else "parameters", "ms")
-        low, high = shown.ms.min() / 1.6, shown.ms.max() * 1.6
-        style.logarithmic(axes, "y", low, high, _milliseconds)
+            x, title = "parameters", f"{style.si(mine.tensors.max())} tensors, larger and larger"
+        shown = _draw(axes, mine, x, "ms")
+        style.logarithmic(axes, "y", shown.ms.min() / 1.6, shown.ms.max() * 1.6, _milliseconds)
         axes.set_title(title)
     return figure
-
-
-def _panels(
-    results: Results, theme: Theme, count: int, words: tuple[str, str]
-) -> tuple[Figure, list[Axes]]:
-    line = style.machine_line(results.machine)
-    figure = style.new_figure(12.2 if count == 2 else 8.6, 4.2, theme, (*words, line))
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _milliseconds(ms: float) -> str:

@@ -1,57 +1,55 @@
-"""How every picture looks: style.mplstyle under a light or dark theme, headline and footer."""
+"""How every picture looks: style.mplstyle, light or dark, with a headline and a footer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
+import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bench.results import Machine
+from bench.system import Machine
 
 LINES = ("#2f86d6", "#e07b1a", "#0e9c78", "#c65fa0", "#c9a40a", "#8c7be0", "#2aa7c4", "#b0554d")
-SOURCES = {
-    **dict(zip(("fused_optim", "torch", "optimi", "transformers", "torchao"), LINES, strict=False)),
-    **dict(zip(("bitsandbytes", "flashoptim", "apex"), LINES[5:], strict=True)),
-    "transformer_engine": "#7c8a3a",
-}
+_PACKAGES = "fused_optim torch optimi transformers torchao bitsandbytes flashoptim apex"
+SOURCES = {**dict(zip(_PACKAGES.split(), LINES, strict=True)), "transformer_engine": "#7c8a3a"}
 """The colours of packages, in the order in which pictures have them."""
 
 OTHER = "#8a909c"
 
 
-@dataclass(frozen=True)
-class Theme:
-    """The colours of everything but the data."""
-
-    ink: str
-    muted: str
-    grid: str
-    paper: str
-
-    def context(self) -> AbstractContextManager[None]:
-        muted = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color"), self.muted)
-        paper = dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.paper)
-        colors = {"text.color": self.ink, "ytick.color": self.ink, "grid.color": self.grid}
-        sheet = Path(__file__).with_name("style.mplstyle")
-        return matplotlib.style.context([sheet, {**muted, **paper, **colors}])
+def sheet(dark: bool = False) -> AbstractContextManager[None]:
+    """Return the context in which pictures are drawn and saved."""
+    colors = ("#e8eaf0", "#a0a7b4", "#343a46", "#16191f")
+    ink, faint, grid, paper = colors if dark else ("#1f2430", "#646b78", "#e5e7eb", "#ffffff")
+    themed = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color"), faint)
+    themed |= {"figure.facecolor": paper, "axes.facecolor": paper, "grid.color": grid}
+    themed |= {"text.color": ink, "ytick.color": ink}
+    return matplotlib.style.context([Path(__file__).with_name("style.mplstyle"), themed])
 
 
-LIGHT = Theme(ink="#1f2430", muted="#646b78", grid="#e5e7eb", paper="#ffffff")
-DARK = Theme(ink="#e8eaf0", muted="#a0a7b4", grid="#343a46", paper="#16191f")
+def rank(names: pd.Series, known: Iterable[str]) -> pd.Series:
+    """Return the places of names among those known; the others come after them."""
+    places = {name: place for place, name in enumerate(known)}
+    return names.map(places).fillna(len(places))
 
 
-def new_figure(width: float, body: float, theme: Theme, words: tuple[str, str, str]) -> Figure:
+def muted() -> str:
+    """Return the colour of what is said besides."""
+    return rcParams["axes.labelcolor"]
+
+
+def new_figure(width: float, body: float, words: tuple[str, str], machine: Machine) -> Figure:
     """Return a figure, of no window, with a headline, what is shown and a footer around its body.
 
     Args:
         width: in inches.
         body: the height in inches of what will be drawn.
-        theme: its colours.
-        words: headline, what is shown, where it is from.
+        words: headline, and what is shown.
+        machine: where it is from.
     """
     height = body + 1.15
     figure = Figure(figsize=(width, height))
@@ -59,18 +57,9 @@ def new_figure(width: float, body: float, theme: Theme, words: tuple[str, str, s
     figure.set_layout_engine("constrained", rect=rect, wspace=0.06)
     x = 0.25 / width
     figure.text(x, 1 - 0.18 / height, words[0], size=15, weight="bold", va="top")
-    figure.text(x, 1 - 0.5 / height, words[1], size=10, color=theme.muted, va="top")
-    figure.text(x, 0.14 / height, words[2], size=8.2, color=theme.muted, va="bottom")
+    figure.text(x, 1 - 0.5 / height, words[1], size=10, color=muted(), va="top")
+    figure.text(x, 0.14 / height, str(machine), size=8.2, color=muted(), va="bottom")
     return figure
-
-
-def machine_line(machine: Machine) -> str:
-    facts = [machine.gpu or f"{machine.cpu}, {machine.threads} threads", f"torch {machine.torch}"]
-    facts += [f"Triton {machine.triton}"] if machine.triton and machine.gpu else []
-    facts += [f"CUDA {machine.cuda}"] if machine.cuda and machine.gpu else []
-    facts += [f"driver {machine.driver}"] if machine.driver else []
-    facts += [f"fused_optim {machine.fused_optim} ({machine.commit})", machine.date]
-    return "  ·  ".join(facts)
 
 
 def only_grid(axes: Axes, along: str) -> None:

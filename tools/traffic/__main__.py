@@ -1,41 +1,169 @@
-"""Counts again: runs the kernels on the host, rewrites the counts and docs/traffic_model.md."""
+"""Counts every byte that the CUDA kernels touch, compiled as C++: ``python -m tools.traffic``."""
 
 import argparse
+import itertools
 import math
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
-from bench import pages, traffic
-from tools.traffic import host_counts, tables, walks
+from bench import ROOT, traffic
+from bench.traffic import Kind
+from fused_optim.backends.interface import Launch
+from fused_optim.ops import FAMILIES
+
+sys.path.append(str(ROOT / "tests/support"))
+
+import host_module  # noqa: E402
+from host_traces import PASSES, bucket_of, traces  # noqa: E402
+
+LARGE = (272, 256)  # of several tiles, and too large for one visit
+SMALL = (64, 64)
+ELEMENTWISE = (64, 512)  # for ops that know no shapes: four chunks
+
+MODES = {
+    "float32": ("none",),
+    "bfloat16": ("nearest", "stochastic", "kahan", "split", "master"),
+    "float16": ("nearest", "stochastic", "kahan", "master"),
+}
 
 
-def measure() -> dict[str, Any]:
-    """Return everything that the file of counts holds; it takes a C++ compiler."""
-    torch.manual_seed(0)
-    limit = host_counts.visit_limit()
-    if limit >= math.prod(host_counts.LARGE):
-        raise RuntimeError(
-            f"tensors of up to {limit} elements are visited once: host_counts.LARGE = "
-            f"{host_counts.LARGE} must have more"
-        )
-    return {
-        "passes": list(host_counts.PASSES.values()),
-        "clip": host_counts.clip_counts(),
-        "visit_limit": limit,
-        "tiles": walks.measure(),
-        "rows": [traffic.row_of(kind, host_counts.count(kind)) for kind in host_counts.kinds()],
-    }
+def count(kind: Kind) -> dict[str, Any]:
+    """Return launches and, by pass and tensor, bytes loaded, stored and touched."""
+    elementwise = FAMILIES[kind.op].elementwise
+    shape = SMALL if kind.visited else ELEMENTWISE if elementwise else LARGE
+    bucket = bucket_of(kind, [shape if kind.factored else (math.prod(shape),)])
+    entry, steps = bucket.entries[0], traces(bucket)
+    names = ("grad", "param", "extra", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    tensors = {name: getattr(entry, name) for name in names}
+    numel, passes = entry.param.numel(), {}
+    for step in steps:
+        found = {n: step.of(t) for n, t in tensors.items() if t is not None and t.numel() == numel}
+        if moved := {name: _bytes(each) for name, each in found.items() if len(each)}:
+            passes[step.name] = moved
+    return {"parameters": numel, "launches": len(steps), "passes": passes}
+
+
+def _bytes(found: np.ndarray) -> list[int]:
+    table = pd.DataFrame(found)
+    moved = table.groupby("stores").bytes.sum()
+    # Accesses to one address are of one size, but for a tensor's tail: the largest covers them.
+    touched = table.groupby("address").bytes.max().sum()
+    return [int(n) for n in (moved.get(0, 0), moved.get(1, 0), touched)]
+
+
+def kinds() -> Iterator[Kind]:
+    for dtype, modes in MODES.items():
+        grads = (dtype, "bfloat16" if dtype == "float32" else "float32")
+        for mode, grad in itertools.product(modes, grads):
+            for state, amsgrad in itertools.product(("float32", "bfloat16"), (False, True)):
+                yield Kind("adamw", dtype, grad, mode, state, amsgrad)
+                if not amsgrad:
+                    yield Kind("lion", dtype, grad, mode, state)
+            for flags in itertools.product((False, True), repeat=4):
+                names = ("scale_parameter", "beta1", "factored", "visited")
+                named = dict(zip(names, flags, strict=True))
+                for state in ("float32", "bfloat16") if named["beta1"] else (None,):
+                    yield Kind("adafactor", dtype, grad, mode, state, **named)
+
+
+def clip_counts() -> dict[str, Any]:
+    """Return what the norm of an elementwise update's gradients takes, by their dtype."""
+    cuda, found = host_module.kernels(), {}
+    for name in MODES:
+        bucket = bucket_of(Kind("adamw", grad_dtype=name), [ELEMENTWISE])
+        cuda.backend._C.take_counters()
+        cuda.grad_square_sums(bucket, Launch())
+        counted = cuda.backend._C.take_counters()
+        moved = counted["bytes_loaded"] + counted["bytes_stored"]
+        found[name] = moved / bucket.entries[0].param.numel()
+    return {"launches": counted["launches"], "bytes_per_parameter": found}
+
+
+def visit_limit() -> int:
+    """Return how many elements a tensor may have for one block to do all of Adafactor's stages.
+
+    To a power of two, of square matrices; 0 where there are no such tensors.
+    """
+    limit = 0
+    for bits in range(6, 19):
+        kind = Kind("adafactor", "bfloat16", "bfloat16", "split", None)
+        bucket = bucket_of(kind, [(1 << bits // 2, 1 << bits - bits // 2)])
+        steps = traces(bucket)
+        if any(len(s.of(bucket.entries[0].grad)) for s in steps if s.name != "finalise"):
+            break
+        limit = 1 << bits
+    return limit
+
+
+# --- in which order Adafactor's passes walk through a matrix --------------------------------------
+
+WALKED = ((1024, 1024), (4096, 1024))  # One of each size of tile
+ONE_ITEM_EACH = 1 << 20  # Blocks enough for every item to have its own
+
+
+def walks(shapes: Sequence[tuple[int, int]] = WALKED) -> dict[str, Any]:
+    """Return sizes of tiles from a number of elements on, and the walk of each pass."""
+    sizes, found = [], {}
+    for shape in shapes:
+        bucket = bucket_of(Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None), [shape])
+        grad = bucket.entries[0].grad
+        for trace in traces(bucket, ONE_ITEM_EACH):
+            if len(accesses := trace.of(grad)):
+                elements, turns, found[trace.name] = _walk(accesses, grad.data_ptr())
+        sizes.append([math.prod(shape), elements, turns])
+    sizes[0][0] = 0  # what holds for the smallest traced holds for those below
+    return {"sizes": sizes, "walks": found}
+
+
+def _walk(accesses: np.ndarray, first: int) -> tuple[int, int, dict[str, str]]:
+    """Return elements and steps of a tile, and the direction of tiles and of steps within them.
+
+    Args:
+        accesses: to a 2-byte gradient, each block's an item.
+        first: the gradient's address.
+    """
+    index = pd.Series((accesses["address"] - first) // 2)
+    lowest = index.groupby(accesses["block"]).min()
+    one = accesses["block"] == lowest.index[0]
+    thread = index[one & (accesses["thread"] == 0)]
+    walk = {"tiles": _direction(lowest.to_numpy()), "steps": _direction(thread.to_numpy())}
+    return int(accesses["bytes"][one].sum()) // 2, len(thread), walk
+
+
+def _direction(values: np.ndarray) -> str:
+    """Return where values go; a kernel may load a few neighbours at a time, in any order."""
+    for together in (1, 2, 4):
+        groups = values[: len(values) // together * together].reshape(-1, together).mean(1)
+        for name, sign in (("forwards", 1), ("backwards", -1)):
+            if (sign * np.diff(groups) > 0).all():
+                return name
+    return "mixed"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tools.traffic", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write here, and leave the documentation")
+    parser.add_argument("--json", type=Path, default=traffic.COUNTS, help="write here")
     options = parser.parse_args(arguments)
-    traffic.write(measure(), options.json or traffic.COUNTS)
-    if options.json is None:
-        pages.rewrite(tables.PAGE, tables.TABLES)
+    torch.manual_seed(0)
+    limit = visit_limit()
+    if limit >= math.prod(LARGE):
+        raise RuntimeError(
+            f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
+        )
+    data = {
+        "passes": list(PASSES.values()),
+        "clip": clip_counts(),
+        "visit_limit": limit,
+        "tiles": walks(),
+        "rows": [{"kind": kind, **count(kind)} for kind in kinds()],
+    }
+    traffic.write(data, options.json)
 
 
 if __name__ == "__main__":

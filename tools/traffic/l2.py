@@ -1,60 +1,59 @@
-"""A cache that keeps what was used last, and the order in which a grid of blocks uses memory.
+"""Bytes that memory delivers and takes in each of Adafactor's passes, given an L2 between them.
 
 Memory is cut into granules: some steps of one tile, all of which a block touches before it goes on.
 Blocks are taken to advance in lockstep, and the cache to be fully associative with exact LRU
 replacement, lines of a granule moving together. Real caches do neither; what is measured decides.
 """
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+
+from bench import traffic
+from bench.traffic import Kind
+
+GRANULE = 8192
+"""Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
+
+MOST_GRANULES = 1 << 15
+ELEMENTWISE = ("grad", "param", "extra", "exp_avg", "exp_avg_sq")
+
+Walk = tuple[int, int]
+"""How a pass goes through its tiles, and through the steps of each: 1 forwards, -1 backwards."""
 
 
-@dataclass(frozen=True)
-class Walk:
-    """How a pass goes through a bucket: blocks take items, and walk each in steps."""
-
-    tiles: str = "forwards"
-    steps: str = "forwards"
-
-    def __post_init__(self) -> None:
-        for value in (self.tiles, self.steps):
-            if value not in ("forwards", "backwards"):
-                raise ValueError(f"a walk goes forwards or backwards, and this one {value!r}")
+def counted_walks() -> dict[str, Walk]:
+    """Return how the kernels walk in each pass."""
+    ways = {"forwards": 1, "backwards": -1}
+    walks = traffic.counts()["tiles"]["walks"]
+    return {name: (ways[walk["tiles"]], ways[walk["steps"]]) for name, walk in walks.items()}
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Blocks that run at once, and how they walk."""
-
-    blocks: int
-    walk: Walk = Walk()
+def kind_of_tensor(kind: Kind, shape: Sequence[int]) -> Kind:
+    """Return what ``kind`` is for one tensor: whether Adafactor factors it, or visits it once."""
+    visited = math.prod(shape) <= traffic.counts()["visit_limit"]
+    return replace(kind, factored=len(shape) >= 2, visited=visited)
 
 
-def order(sizes: np.ndarray, grid: Grid) -> np.ndarray:
+def order(sizes: np.ndarray, blocks: int, walk: Walk = (1, 1)) -> np.ndarray:
     """Return all granules, numbered through all items, in the order in which a grid touches them.
 
     Block b takes items b, b + blocks, b + 2 blocks, ... of the walk's order; ``sizes``, [items],
     are the granules of each item.
     """
-    blocks, walk = grid.blocks, grid.walk
-    items = np.arange(len(sizes))
-    if walk.tiles == "backwards":
-        items = items[::-1]
-    offsets = np.cumsum(sizes) - sizes
-    rounds = -(-len(items) // blocks)
-    padded = np.zeros(rounds * blocks, dtype=np.int64)
-    padded[: len(items)] = sizes[items]
-    taken = padded.reshape(rounds, blocks)
-    starts = (np.cumsum(taken, 0) - taken).ravel()[: len(items)]
+    tiles, steps = walk
+    items = np.arange(len(sizes))[::tiles]
     counts = sizes[items]
     position = np.repeat(np.arange(len(items)), counts)
     step = np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts, counts)
-    time = starts[position] + step
-    if walk.steps == "backwards":
-        step = counts[position] - 1 - step
-    granules = offsets[items][position] + step
+    queued = pd.Series(counts).groupby(np.arange(len(items)) % blocks).cumsum().to_numpy()
+    time = (queued - counts)[position] + step
+    within = step if steps > 0 else counts[position] - 1 - step
+    granules = (np.cumsum(sizes) - sizes)[items][position] + within
     return granules[np.lexsort((position % blocks, time))]
 
 
@@ -77,24 +76,74 @@ class Lru:
                 self._bytes -= self._kept.popitem(last=False)[1]
         return found
 
-    def replay(self, granules: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Use granules one after another, none of them twice; returns which were not there.
 
-        Once as much was used as the cache holds, whatever comes next was last used longer ago than
-        all of that, and misses. So only the two ends of a long pass are gone through.
-        """
-        missed = np.ones(len(granules), dtype=bool)
-        used = np.cumsum(sizes)
-        total = used[-1] if len(used) else 0.0
-        head = int(np.searchsorted(used, self.capacity, side="right")) + 1
-        tail = int(np.searchsorted(used, total - self.capacity, side="left"))
-        if head >= tail:
-            head = tail = len(granules)
-        pairs = list(zip(granules.tolist(), sizes.tolist(), strict=True))
-        missed[:head] = [not self.touch(*pair) for pair in pairs[:head]]
-        if tail < len(granules):
-            self._kept.clear()
-            self._bytes = 0.0
-            for pair in pairs[tail:]:
-                self.touch(*pair)
-        return missed
+def adafactor(
+    kind: Kind,
+    shapes: Sequence[Sequence[int]],
+    blocks: int,
+    capacity: float,
+    walks: Mapping[str, Walk] | None = None,
+    granule: int | None = None,
+) -> dict[str, float]:
+    """Return the bytes of each pass that go to or come from memory.
+
+    Every tensor is loaded where the cache lacks it, and stored once wherever it is written.
+    The cache is cold at first. Statistics of lines and scratch are left out, as if they stayed in
+    the cache.
+
+    Args:
+        kind: of the step.
+        shapes: of the bucket's parameters, in order.
+        blocks: that run at once.
+        capacity: bytes that the cache holds.
+        walks: of the passes, forwards where not named; None for those of the kernels.
+        granule: see `GRANULE`; None for so many that a bucket takes a second or less.
+    """
+    shapes = [shape for shape in shapes if math.prod(shape)]
+    walks = counted_walks() if walks is None else walks
+    whole = sum(map(math.prod, shapes)) / MOST_GRANULES / GRANULE
+    granule = granule or GRANULE << max(0, math.ceil(math.log2(whole)))
+    own, sizes = [kind_of_tensor(kind, s) for s in shapes], list(map(math.prod, shapes))
+    known = [row[:2] for row in traffic.counts()["tiles"]["sizes"]]  # from so many elements on
+    tile = {numel: max(row for row in known if row[0] <= numel)[1] for numel in sizes}
+    starts = [np.arange(0, numel, tile[numel]) for numel in sizes]
+    tiles = [np.diff(np.append(each, numel)) for each, numel in zip(starts, sizes, strict=True)]
+    kinds = list(dict.fromkeys(own))
+    elements = np.concatenate(tiles)  # [items]
+    counts = -(-elements // granule)
+    # Of each granule: its item, the number of its tensor's kind, and its elements.
+    item = np.repeat(np.arange(len(elements)), counts)
+    kind_of = np.repeat(list(map(kinds.index, own)), list(map(len, tiles)))
+    within = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size = np.minimum(granule, elements[item] - granule * within)
+    counted = [traffic.passes(each) for each in kinds]
+    if None in counted:
+        raise ValueError(f"{kind} was not counted; add it to host_counts.kinds() and count again")
+    cache, moved = Lru(capacity), {}
+    for name in dict.fromkeys(traffic.counts()["passes"]):
+        streams = [passes.get(name, {}) for passes in counted]
+        takes_part = np.array(list(map(bool, streams)))[kind_of]  # [items]
+        if takes_part.any():
+            turns = order(counts[takes_part], blocks, walks.get(name, (1, 1)))
+            granules = np.flatnonzero(takes_part[item])[turns]
+            moved[name] = _pass(streams, granules, kind_of[item[granules]], size[granules], cache)
+    return moved
+
+
+def _pass(
+    streams: list[dict[str, np.ndarray]],
+    granules: np.ndarray,
+    kinds: np.ndarray,
+    sizes: np.ndarray,
+    cache: Lru,
+) -> float:
+    """Return the bytes of one pass over granules, in their order; ``streams`` are by kind."""
+    # [kinds, tensors, (loaded, stored, touched)] per element, then [granules, tensors, 3] in all.
+    each = np.array([[s.get(tensor, np.zeros(3)) for tensor in ELEMENTWISE] for s in streams])
+    moved = each[kinds] * sizes[:, None, None]
+    loads, touched = moved[..., 0].ravel() > 0, moved[..., 2].ravel()
+    ids = (granules[:, None] * len(ELEMENTWISE) + np.arange(len(ELEMENTWISE))).ravel()
+    missed = touched > 0
+    used = zip(ids[missed].tolist(), touched[missed].tolist(), strict=True)
+    missed[missed] = [not cache.touch(*each) for each in used]
+    return float(touched[missed & loads].sum() + moved[..., 1].sum())

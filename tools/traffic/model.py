@@ -1,20 +1,137 @@
-"""Predicted times of a step, per GPU: ``python -m tools.traffic.model``. None is measured."""
+"""Predicted times of a step, per GPU: ``python -m tools.traffic.model``. None is measured.
+
+Time is bytes of memory over the bandwidth of a copy, plus launches times what a launch adds. The
+bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`l2`).
+"""
 
 import argparse
-import dataclasses
-import json
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 
-from bench import pages, setups, traffic
+from bench import results, setups, traffic
 from bench.display import Display
-from bench.shapes import SHAPES
-from bench.tables import frame
-from tools.traffic import gpus, tables
-from tools.traffic.gpus import GPUS
-from tools.traffic.predict import SHOWN, compare, own_setups, predictions
+from bench.shapes import SHAPES, Shapes, numel
+from bench.traffic import Kind
+from fused_optim.ops import FAMILIES
+from tools.traffic import l2
+
+L2_SHARE = 0.8
+"""Of L2 that a pass finds again in the next. An assumption: the rest goes to what else is live, to
+replacement that is not LRU, and to lines kept in both partitions."""
+
+LAUNCH_US = 4.0  # Microseconds that a launch adds to a step: start, fill and drain. An assumption
+BLOCKS_PER_SM = 2  # Blocks of Adafactor's tile kernels that an SM holds: they are compiled for two
+
+
+class Gpu(NamedTuple):
+    """A device as the model sees it."""
+
+    copy_gb_per_s: float  # read plus written
+    processors: int
+    l2_bytes: int
+
+
+# SMs and L2 are from data sheets (H200's L2 is taken to be H100's). Copies of H100 and H200 are as
+# told of such machines, both 0.90 of their data sheets' bandwidths; for the others that is assumed.
+GPUS = {
+    "A100 80GB": Gpu(0.9 * 2039.0, 108, 40 << 20),
+    "H100 SXM": Gpu(3000.0, 132, 50 << 20),
+    "H200": Gpu(4300.0, 132, 50 << 20),
+    "B200": Gpu(0.9 * 8000.0, 148, 126 << 20),
+}
+
+
+class Step(NamedTuple):
+    """What the kernels of a setup do: to matrices of one dtype, and whether they clip to a norm."""
+
+    kind: Kind
+    clips: bool
+
+
+@functools.cache
+def own_steps() -> dict[tuple[str, str], Step]:
+    """Return what this package's setups do, by name and dtype as in the rows of a result file.
+
+    It is read off an optimizer of each; torch takes seconds to construct its first.
+    """
+    found = {}
+    for each in setups.SETUPS.values():
+        for dtype in each.dtypes if each.source == setups.OURS else ():
+            param = torch.zeros(1, dtype=setups.DTYPES[dtype], requires_grad=True)
+            optimizer = each.optimizer([param])
+            clips = optimizer.max_grad_norm is not None
+            found[each.name, dtype] = Step(traffic.kind_of(optimizer, param.dtype), clips)
+    return found
+
+
+def launches(step: Step, shapes: Shapes) -> int:
+    """Return the launches of a step; a bucket whose tensors are all visited once has fewer."""
+    kinds = {l2.kind_of_tensor(step.kind, shape) for shape in shapes}
+    if step.kind.op == "adafactor" and all(kind.visited for kind in kinds):
+        return max(traffic.rows()[kind]["launches"] for kind in kinds)
+    return traffic.counted_launches(step.kind.op, clip=step.clips)
+
+
+def predict(step: Step, shapes: Shapes, gpu: Gpu) -> dict[str, Any]:
+    """Predict a step on tensors of one dtype; bytes are per parameter.
+
+    Counted are those that kernels load and store, and of memory is what L2 leaves of them.
+    """
+    total, kind = numel(shapes), step.kind
+    if FAMILIES[kind.op].elementwise:
+        moved = counted = float(traffic.moved(kind) * total)
+    else:
+        counted = sum(traffic.moved(l2.kind_of_tensor(kind, s)) * numel([s]) for s in shapes)
+        blocks, capacity = gpu.processors * BLOCKS_PER_SM, gpu.l2_bytes * L2_SHARE
+        moved = sum(l2.adafactor(kind, shapes, blocks, capacity).values())
+    norm = traffic.clip_bytes(kind) * total if step.clips else 0.0
+    number = launches(step, shapes)
+    return {
+        "counted B/param": (counted + norm) / total,
+        "memory B/param": (moved + norm) / total,
+        "launches": number,
+        "predicted ms": (moved + norm) / gpu.copy_gb_per_s / 1e6 + number * LAUNCH_US / 1e3,
+    }
+
+
+def predictions(
+    gpus: Sequence[str], lists: Sequence[str], shown: Sequence[tuple[str, str]]
+) -> pd.DataFrame:
+    cases = [(shapes, *setup, gpu) for shapes in lists for setup in shown for gpu in gpus]
+    found = [
+        predict(own_steps()[name, dtype], SHAPES[shapes], GPUS[gpu])
+        for shapes, name, dtype, gpu in cases
+    ]
+    names = pd.DataFrame(cases, columns=["shapes", "setup", "dtype", "GPU"])
+    return names.join(pd.DataFrame(found))
+
+
+def compare(path: Path) -> pd.DataFrame:
+    """Return this package's rows of a result file of ``python -m bench``, with predictions.
+
+    They are for the file's own copy bandwidth, L2 and SMs. The quotient is 1 where the model is
+    right, and above where it is too hopeful.
+    """
+    measured = results.load(path)
+    machine, rows = measured.machine, measured.frame("rows")
+    rows = rows[(rows.source == setups.OURS) & ~rows.backend.isin(("cpu", "eager"))]
+    rows = rows[["shapes", "optimizer", "dtype", "ms"]].rename(columns={"ms": "measured ms"})
+    found = []
+    for row in rows.itertuples():
+        step, shapes = own_steps().get((row.optimizer, row.dtype)), SHAPES.get(row.shapes)
+        if step and shapes:
+            gpu = Gpu(measured.copy.gb_per_s, machine.multiprocessors, machine.l2_bytes)
+            found.append(predict(step, shapes, gpu)["predicted ms"])
+        else:
+            found.append(float("nan"))
+    rows["predicted ms"] = found
+    rows["measured/predicted"] = rows["measured ms"] / rows["predicted ms"]
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,62 +139,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS), metavar="GPU")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="LIST")
     parser.add_argument("--only", metavar="TEXTS", help="setups whose names contain one of these")
-    parser.add_argument("--json", type=Path, help="write the predictions and their inputs here")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="written by `python -m bench`")
-    parser.add_argument("--docs", action="store_true", help="rewrite docs/traffic_model.md")
     options = parser.parse_args(arguments)
-    if options.docs:
-        pages.rewrite(tables.PAGE, tables.TABLES)
-        return
-    display = Display()
+    display, only = Display(), options.only
     if options.compare:
         found = compare(options.compare)
         if found.empty:
-            display.say("the file has no measured rows of this package's CUDA or Triton kernels")
-        else:
-            display.table("measured beside predicted", found)
-        return
-    shown = [
-        setup
-        for key, setup in own_setups().items()
-        if (setups.named(setup.name, options.only) if options.only else key in SHOWN)
-    ]
+            return display.say("the file has no measured rows of this package's GPU kernels")
+        return display.table("measured beside predicted", found)
+    best = [key for key in own_steps() if key[0] in setups.BEST_KNOWN]
+    shown = [key for key in own_steps() if setups.named(key[0], only)] if only else best
     if not shown:
-        parser.error(f"--only {options.only}: no setup of this package has that in its name")
+        parser.error(f"--only {only}: no setup of this package has that in its name")
     found = predictions(options.gpus, options.shapes, shown)
-    display.table("predicted, not measured", _columns(frame(found)))
-    copies = ", ".join(f"{g.name} {g.copy_gb_per_s:,.0f} GB/s" for g in GPUS.values())
-    display.say(
-        f"Inputs: copy bandwidth {copies}; {gpus.L2_SHARE:.0%} of L2 kept between passes; "
-        f"{gpus.LAUNCH_US:g} us a launch. tools/traffic/gpus.py says where they are from."
-    )
-    if options.json:
-        rows = [dataclasses.asdict(each) for each in found]
-        data = {"predicted": True, "inputs": inputs(), "rows": rows}
-        options.json.write_text(json.dumps(data) + "\n")
-
-
-def inputs() -> dict[str, Any]:
-    """Return what predictions rest on besides the counts."""
-    return {
-        "gpus": [dataclasses.asdict(gpu) for gpu in GPUS.values()],
-        "l2_share": gpus.L2_SHARE,
-        "launch_us": gpus.LAUNCH_US,
-        "blocks_per_sm": gpus.BLOCKS_PER_SM,
-        "visit_limit": traffic.counts()["visit_limit"],
-    }
-
-
-def _columns(found: pd.DataFrame) -> pd.DataFrame:
-    shown = found[["shapes", "setup", "dtype", "gpu"]].copy()
-    for name, key, digits in (
-        ("counted B/param", "counted_bytes", 2),
-        ("memory B/param", "dram_bytes", 2),
-        ("launches", "launches", 0),
-        ("predicted ms", "ms", 3),
-    ):
-        shown[name] = found[key].round(digits)
-    return shown
+    display.table("predicted, not measured", found)
+    display.say(f"{L2_SHARE:.0%} of L2 kept between passes, {LAUNCH_US:g} us a launch: assumed")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""Writes measured figures into the README: ``python -m tools.report.readme``.
+"""Writes measured figures into the README: ``python tests/support/readme_page.py``.
 
 The README's figures come from committed result files and nowhere else; a test holds them equal.
 """
+
+from __future__ import annotations
+
+import bench_package  # noqa: F401
+import written_pages
 
 from bench import ROOT, pages
 from bench.results import Ratio, Results, load
@@ -72,7 +77,7 @@ TABLES = {"cpu": lambda: cpu_table(load(CPU_RESULTS))}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    pages.rewrite(README, TABLES, __doc__, arguments)
+    written_pages.rewrite(README, TABLES, __doc__, arguments)
 
 
 if __name__ == "__main__":

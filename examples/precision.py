@@ -1,8 +1,8 @@
-"""Does 16-bit training learn like float32's? ``python -m bench.precision``.
+"""Does 16-bit training learn like float32's? ``python examples/precision.py``.
 
-Trains the demo's GPT in float32 with several seeds, and in bfloat16 with every way to keep what a
-bfloat16 parameter can't hold, on the same batches. A run that is in the file already is not
-repeated, so an interrupted measurement goes on where it was.
+The demo's GPT is trained in float32 with several seeds, and in bfloat16 with every way to keep what
+a bfloat16 parameter can't hold, on the same batches. A run that is in the file already is not
+repeated, so an interrupted measurement goes on where it was. docs/precision.md shows the results.
 
 Matrix products are those of bfloat16 hardware: their operands and results are bfloat16, their sums
 float32. Where a CPU has no such units, float32 arithmetic between roundings gives the same numbers
@@ -11,8 +11,9 @@ many times faster than torch's own bfloat16 does.
 
 import argparse
 import dataclasses
+import datetime
 import json
-import sys
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,20 +21,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from corpus import Corpus, load_corpus
+from gpt import GPT, GPTConfig
 from torch import nn
 
 import fused_optim
-from bench import ROOT, machine
-from bench.results import by_line, write
 from fused_optim import torch_compat
-from fused_optim.optimizers.base import FusedOptimizer
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 IMAGE = ROOT / "docs" / "images" / "precision_curves.png"
-sys.path.append(str(ROOT / "examples"))
-
-from corpus import Corpus, load_corpus  # noqa: E402
-from gpt import GPT, GPTConfig  # noqa: E402
 
 FLOAT32_SEEDS = 5
 
@@ -58,6 +55,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
+    """An optimizer, and the dtype of the parameters that it trains."""
+
     name: str
     make: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
@@ -66,10 +65,12 @@ class Recipe:
 
     @property
     def family(self) -> str:
+        """Whose learning rate it takes."""
         return "adafactor" if "Adafactor" in self.name else "adamw"
 
 
-def _recipes() -> list[Recipe]:
+def recipes() -> list[Recipe]:
+    """Every recipe, in the order in which tables and pictures have them."""
     fp32, adamw, adafactor = torch.float32, fused_optim.AdamW, fused_optim.Adafactor
     split, fixed = {"low_precision": "split"}, {"relative_step": False}
     half = {**split, "state_dtype": torch.bfloat16}
@@ -85,7 +86,7 @@ def _recipes() -> list[Recipe]:
     ]
 
 
-RECIPES = _recipes()
+RECIPES = recipes()
 
 
 def round_activations(model: nn.Module) -> None:
@@ -121,6 +122,7 @@ class Trained:
         )
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss of a batch, on the stored weights."""
         if self.stored is self.model:
             return self.model(tokens, targets)
         weights = {name: p.float() for name, p in self.stored.named_parameters()}
@@ -141,6 +143,7 @@ class Trained:
 
     @torch.no_grad()
     def evaluate(self) -> float:
+        """Mean loss on the held-out files."""
         inputs = self.corpus.evaluation(self.settings.evaluation_windows, self.settings.context)
         parts = zip(*(part.split(64) for part in inputs), strict=True)
         return fmean(self.loss(*part).item() for part in parts)
@@ -157,15 +160,12 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
     """Train one recipe with one seed and return what the result file keeps."""
     trained = Trained(recipe, seed, settings, corpus)
     steps, losses = zip(*((s, round(loss, 4)) for s, loss in trained.curve()), strict=True)
-    optimizer, param = trained.optimizer, next(trained.stored.parameters())
-    first, mode = optimizer.state[param].get("exp_avg"), None
-    if isinstance(optimizer, FusedOptimizer):
-        mode = optimizer.settings(optimizer.param_groups[0])["low_precision"]
+    first = trained.optimizer.state[next(trained.stored.parameters())].get("exp_avg")
     return {
         "name": recipe.name,
         "optimizer": recipe.family,
         "dtype": str(recipe.dtype).removeprefix("torch."),
-        "mode": mode,  # None for another package's optimizer
+        "mode": trained.optimizer.param_groups[0].get("low_precision"),  # None: torch's optimizer
         "state_dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "seed": seed,
         "bytes_per_parameter": round(trained.bytes_per_parameter(), 2),
@@ -186,7 +186,8 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """Return the results so far, if they were measured with these settings on this text."""
     wanted = {**dataclasses.asdict(settings), "corpus": corpus.name, "digest": corpus.digest}
     if not path.exists():
-        here = dataclasses.asdict(machine.describe(torch.device("cpu")))
+        date = datetime.date.today().isoformat()
+        here = {"date": date, "torch": torch.__version__, "cpu": platform.processor()}
         return {"settings": wanted, "machine": here, "runs": []}
     results = json.loads(path.read_text())
     if results["settings"] != wanted:
@@ -198,19 +199,24 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
+    """Replace the file at once; it has a run a line, for diffs that can be read."""
     order = [recipe.name for recipe in RECIPES]
     results["runs"].sort(key=lambda run: (order.index(run["name"]), run["seed"]))
-    write(path, by_line(results, "runs"))
+    head = json.dumps({k: results[k] for k in ("settings", "machine")}, indent=1)[:-2]
+    runs = ",\n  ".join(map(json.dumps, results["runs"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".tmp")
+    new.write_text(f'{head},\n "runs": [\n  {runs}\n ]\n}}\n')
+    new.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train what the result file lacks, then draw it."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.precision")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the picture")
     options = parser.parse_args(arguments)
-    sys.path.append(str(ROOT))
-    from tools.report import curves, pictures, style  # matplotlib: missed now, or after hours
+    from precision_plot import draw  # matplotlib, missed now rather than after hours
 
     torch.set_num_threads(1)  # a model this small gains nothing from more
     settings, corpus = Settings(), load_corpus()
@@ -222,11 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
         save(results, options.json)
         seconds = time.perf_counter() - start
         print(f"{recipe.name:32}seed {seed}  {run['final_loss']:.4f}  {seconds:.0f} s", flush=True)
-    with style.LIGHT.context():
-        figure = curves.curves(results, style.LIGHT)
-    pictures.save(figure, options.image, style.LIGHT)
+    draw(results, options.image)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
