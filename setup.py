@@ -31,7 +31,7 @@ COMMON = ("-O3", "-std=c++17", "-Icsrc")
 # AdamW is the same on every backend to the bit: no operation may be contracted into another.
 NVCC_FLAGS = (*COMMON, "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 HOST_FLAGS = (*COMMON, "-fPIC", "-fvisibility=hidden")
-CPU_SOURCES = ("bindings", "cpu/chosen", "cpu/ops", "cpu/threads")
+CPU_SOURCES = ("bindings", "cpu/adafactor_ops", "cpu/chosen", "cpu/ops", "cpu/threads")
 # Without the last two a compiler doesn't vectorise square roots and conditions.
 CPU_FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas")
 # The names are those of csrc/cpu/chosen.cpp. Compilers would keep to vectors of 256 bits in v4.

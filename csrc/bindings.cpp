@@ -71,30 +71,36 @@ void DefineElementwise(py::module_& m) {
       Unlocked());
 }
 
-#ifdef FUSED_OPTIM_CPU
-void DefineCpu(py::module_& m) {
-  m.attr("ISA") = fused_optim_cpu::Chosen().name;
-  m.def("use_runtime", &fused_optim_cpu::UseRuntime, "path"_a);
-}
-#else
 void DefineAdafactor(py::module_& m) {
-  m.def("adafactor_statistics", [](const PyLaunch& launch, uintptr_t lines, int64_t num_lines,
-                                   uintptr_t scratch, uintptr_t sums) {
-    AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines), num_lines,
-                        Pointer<float>(scratch), Pointer<float>(sums));
-  });
-  m.def("adafactor_finalise_", [](const PyLaunch& lines, uintptr_t visits, int64_t num_visits,
-                                  bool have_statistics, uintptr_t scratch) {
-    const VisitArguments visited = {Pointer<const WorkItem>(visits), num_visits, have_statistics,
-                                    lines.target.dtype, lines.target.mode};
-    AdafactorFinalise(lines.target, lines.arguments, visited, Pointer<float>(scratch));
-  });
-  m.def("adafactor_update_sums", [](const PyLaunch& launch, uintptr_t scratch) {
-    AdafactorUpdateSums(launch.target, launch.arguments, Pointer<float>(scratch));
-  });
-  m.def("adafactor_apply_", [](const PyLaunch& launch, uintptr_t scratch) {
-    AdafactorApply(launch.target, launch.arguments, Pointer<float>(scratch));
-  });
+  m.def(
+      "adafactor_statistics",
+      [](const PyLaunch& launch, uintptr_t lines, int64_t num_lines, uintptr_t scratch,
+         uintptr_t sums) {
+        AdafactorStatistics(launch.target, launch.arguments, Pointer<const WorkItem>(lines),
+                            num_lines, Pointer<float>(scratch), Pointer<float>(sums));
+      },
+      Unlocked());
+  m.def(
+      "adafactor_finalise_",
+      [](const PyLaunch& lines, uintptr_t visits, int64_t num_visits, bool have_statistics,
+         uintptr_t scratch) {
+        const VisitArguments visited = {Pointer<const WorkItem>(visits), num_visits,
+                                        have_statistics, lines.target.dtype, lines.target.mode};
+        AdafactorFinalise(lines.target, lines.arguments, visited, Pointer<float>(scratch));
+      },
+      Unlocked());
+  m.def(
+      "adafactor_update_sums",
+      [](const PyLaunch& launch, uintptr_t scratch) {
+        AdafactorUpdateSums(launch.target, launch.arguments, Pointer<float>(scratch));
+      },
+      Unlocked());
+  m.def(
+      "adafactor_apply_",
+      [](const PyLaunch& launch, uintptr_t scratch) {
+        AdafactorApply(launch.target, launch.arguments, Pointer<float>(scratch));
+      },
+      Unlocked());
   m.def("adafactor_tiles", &AdafactorTiles, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a);
   m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a);
@@ -108,8 +114,15 @@ void DefineAdafactor(py::module_& m) {
                         "olds"_a = at.olds, "row_jobs"_a = at.row_jobs);
       },
       "batch"_a, "rows"_a, "cols"_a);
-  m.def("check_device", &CheckDevice, "device"_a);
 }
+
+#ifdef FUSED_OPTIM_CPU
+void DefineMachine(py::module_& m) {
+  m.attr("ISA") = fused_optim_cpu::Chosen().name;
+  m.def("use_runtime", &fused_optim_cpu::UseRuntime, "path"_a);
+}
+#else
+void DefineMachine(py::module_& m) { m.def("check_device", &CheckDevice, "device"_a); }
 #endif
 
 #ifdef FUSED_OPTIM_HOST
@@ -150,11 +163,8 @@ PYBIND11_MODULE(FUSED_OPTIM_MODULE, m) {
            "tensors"_a, "records"_a, "rows"_a, "items"_a, "num_items"_a, "grad_scale"_a,
            "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a, "threads"_a = 1);
   DefineElementwise(m);
-#ifdef FUSED_OPTIM_CPU
-  DefineCpu(m);
-#else
   DefineAdafactor(m);
-#endif
+  DefineMachine(m);
 #ifdef FUSED_OPTIM_HOST
   DefineHost(m);
 #endif

@@ -20,7 +20,7 @@ template <typename Update, Mode kMode, int N>
 FUSED_DEVICE void DrawRun(const TensorRecord& t, const Draw& draw, const RoundKeys& keys,
                           int64_t element, RunBits* bits) {
   const auto fill = [&](uint32_t stream, uint16_t* halves) {
-    RandomRun<N>(draw, keys, stream, element, halves);
+    RandomRun(draw, keys, stream, element, N, halves);
   };
   if constexpr (kMode == kStochastic) fill(kOfParam, bits->param);
   if (t.exp_avg_dtype == kBFloat16) fill(kOfExpAvg, bits->exp_avg);

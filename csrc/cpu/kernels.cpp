@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 #include "common/dispatch.cuh"
+#include "cpu/adafactor_update.h"
 #include "cpu/elementwise.h"
 #include "cpu/squares.h"
 #include "elementwise/adamw.cuh"
@@ -48,6 +49,6 @@ void SquareSums(const void* arguments, bool clamps, double* partials, int64_t fi
 
 }  // namespace
 
-extern const fused_optim_cpu::Kernels kernels = {FUSED_OPTIM_ISA, Step, SquareSums};
+extern const fused_optim_cpu::Kernels kernels = {FUSED_OPTIM_ISA, Step, SquareSums, RunStage};
 
 }  // namespace fused_optim

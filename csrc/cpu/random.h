@@ -106,14 +106,12 @@ FUSED_DEVICE void RandomGroups(const Draw& draw, const RoundKeys& keys, uint32_t
   }
 }
 
-// The random bits of `kCount` elements from `element` on, a multiple of 8.
-template <int kCount>
-void RandomRun(const Draw& draw, const RoundKeys& keys, uint32_t stream, int64_t element,
-               uint16_t* halves) {
-  static_assert(kCount % 8 == 0, "whole groups of eight");
+// The random bits of `count` elements from `element` on, both multiples of 8.
+FUSED_DEVICE void RandomRun(const Draw& draw, const RoundKeys& keys, uint32_t stream,
+                            int64_t element, int count, uint16_t* halves) {
   constexpr int kGroups = 2 * kWideLanes;
   int64_t group = element >> 3;
-  const int64_t last = group + kCount / 8;
+  const int64_t last = group + count / 8;
   for (; group + kGroups <= last; group += kGroups, halves += 8 * kGroups) {
     RandomGroups(draw, keys, stream, group, halves);
   }

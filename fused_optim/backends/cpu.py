@@ -15,9 +15,21 @@ from types import ModuleType
 
 import torch
 
-from fused_optim.backends.compiled import Elementwise
+from fused_optim.backends.compiled import WithAdafactor
 
-__all__ = ["adamw_", "grad_square_sums", "lion_", "needs"]
+__all__ = [
+    "adafactor_apply_",
+    "adafactor_finalise_",
+    "adafactor_statistics",
+    "adafactor_update_sums",
+    "adamw_",
+    "grad_square_sums",
+    "keeps_sums",
+    "lion_",
+    "needs",
+    "shard_sums",
+    "shard_update_sum",
+]
 
 _RUNTIMES = re.compile(r"(/\S*lib(?:gomp|omp|iomp5)\b[^/]*\.(?:so|dylib)[^/\s]*)")
 
@@ -53,11 +65,18 @@ def _place(device: torch.device) -> dict[str, int]:
     return {"device": 0, "stream": 0, "threads": torch.get_num_threads()}
 
 
-_ops = Elementwise(_extension(), _place)
+_ops = WithAdafactor(_extension(), _place)
 needs = _ops.needs
 adamw_ = _ops.adamw_
 lion_ = _ops.lion_
 grad_square_sums = _ops.grad_square_sums
+adafactor_statistics = _ops.adafactor_statistics
+adafactor_finalise_ = _ops.adafactor_finalise_
+adafactor_update_sums = _ops.adafactor_update_sums
+adafactor_apply_ = _ops.adafactor_apply_
+keeps_sums = _ops.keeps_sums
+shard_sums = _ops.shard_sums
+shard_update_sum = _ops.shard_update_sum
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import isa_worker
 import numpy as np
 import pytest
 import torch
@@ -26,19 +27,21 @@ pytest.importorskip("fused_optim._cpu", reason="there are no CPU kernels")
 
 from fused_optim.backends import cpu  # noqa: E402
 
-ELEMENTWISE = [case for case in ONE_OF_EACH if case.elementwise]
+ADAFACTOR = next(case for case in ONE_OF_EACH if case.family == "adafactor")
 ISAS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def trained(threads: int, sizes: tuple[int, ...], **options) -> list:
+def trained(
+    threads: int, shapes: tuple, make: type = fused_optim.torch_compat.AdamW, **options
+) -> list:
     """Return what three steps make of bfloat16 parameters, on some number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         source = torch.Generator().manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(n, generator=source).bfloat16()) for n in sizes]
-        optimizer = fused_optim.torch_compat.AdamW(params, backend="cpu", **options)
+        params = [torch.nn.Parameter(torch.randn(n, generator=source).bfloat16()) for n in shapes]
+        optimizer = make(params, backend="cpu", **options)
         for _ in range(3):
             for p in params:
                 p.grad = torch.randn(p.shape, generator=source).bfloat16()
@@ -53,6 +56,27 @@ def test_results_do_not_depend_on_threads(sizes: tuple[int, ...]) -> None:
     alone = trained(1, sizes, max_grad_norm=1.0)
     for threads in (2, 3, 8):
         assert_identical(trained(threads, sizes, max_grad_norm=1.0), alone)
+
+
+SHAPES = (
+    (400, 500),
+    (40, 30),
+    (9,),
+    (300, 7, 80),
+    (200_000,),
+    (1, 140_000),
+    (50_000, 3, 3),
+    (0, 4),
+)
+"""Whose tiles are of each kind, some for one thread and some for all."""
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_sums_do_not_depend_on_threads(max_grad_norm: float | None) -> None:
+    options = {"make": fused_optim.Adafactor, "beta1": 0.9, "max_grad_norm": max_grad_norm}
+    alone = trained(1, SHAPES, **options)
+    for threads in (2, 3, 8):
+        assert_identical(trained(threads, SHAPES, **options), alone)
 
 
 def test_the_threads_are_torchs() -> None:
@@ -114,7 +138,30 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, tmp_path: Path) -> 
     command = [sys.executable, str(SUPPORT / "isa_worker.py")]
     run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.split() == [isa, "clean"]
+    assert run.stdout.split() == [isa, "clean", isa_worker.adafactor_digest()]
+
+
+# --- Adafactor's tiles ----------------------------------------------------------------------------
+
+LARGE = [
+    *((300, 700), (70_000, 3), (3, 50_000), (20, 9000), (2, 9000, 9), (150_001,), (1, 140_000)),
+    *((700, 5, 60), (30_000, 3, 3), (2000, 1, 1), (1, 1024, 1), (20, 512, 2), (2048, 2049)),
+]
+"""Tensors of several tiles, strips, line jobs, and chains of chains."""
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_every_kind_of_tile_is_the_oracles(shape: tuple[int, ...]) -> None:
+    dtype, mode = [(torch.float32, "none"), (torch.bfloat16, "split")][LARGE.index(shape) % 2]
+    bench = Bench(ADAFACTOR, [TensorCase(shape, dtype, mode)], "cpu")
+    bench.randomise(5)
+    bench.step_and_check(5, bench.set_gradients(-2, 0))
+
+
+def test_scratch_is_a_small_share() -> None:
+    for shape in ((1, 8192, 8192), (1, 128_256, 4096), (8, 4096, 14_336), (300_000, 3, 3)):
+        numel = shape[0] * shape[1] * shape[2]
+        assert 4 * cpu._ops.extension.adafactor_scratch(*shape) < 0.01 * 4 * numel
 
 
 # --- random lists ---------------------------------------------------------------------------------
@@ -131,7 +178,7 @@ def random_tensor(rng: np.random.Generator) -> TensorCase:
 def check_random_list(seed: int) -> None:
     """Hold a step of a random list of tensors, some of them views, to the oracle's."""
     rng = np.random.default_rng(seed)
-    case = ELEMENTWISE[rng.integers(len(ELEMENTWISE))]
+    case = ONE_OF_EACH[rng.integers(len(ONE_OF_EACH))]
     tensors = [random_tensor(rng) for _ in range(rng.integers(1, 12))]
     bench = Bench(case, tensors, "cpu", seed=seed)
     bench.slack = 2.0
@@ -199,12 +246,18 @@ def test_cpu_tensors_are_its(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.choose("auto", "adamw_", device) == "eager"
 
 
-def test_eager_has_the_ops_that_it_lacks() -> None:
-    p = torch.nn.Parameter(torch.ones(3, 4))
-    p.grad = torch.ones_like(p)
-    optimizer = fused_optim.Adafactor([p], backend="cpu")
-    optimizer.step()
-    assert not optimizer._plans and (p < 1.0).all()
+def test_eager_has_the_ops_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cpu, "adafactor_apply_")
+    dispatch._why_not.cache_clear()
+    try:
+        p = torch.nn.Parameter(torch.ones(3, 4))
+        p.grad = torch.ones_like(p)
+        optimizer = fused_optim.Adafactor([p], backend="cpu")
+        optimizer.step()
+        assert not optimizer._plans and (p < 1.0).all()
+    finally:
+        monkeypatch.undo()
+        dispatch._why_not.cache_clear()
 
 
 def test_an_installation_without_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

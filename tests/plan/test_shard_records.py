@@ -19,9 +19,6 @@ from fused_optim.plan.work import Work
 from fused_optim.precision import rounding
 
 kernels = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "eager"], indirect=True)
-has_adafactor = pytest.mark.parametrize(
-    "backend", [b for b in BACKENDS if b not in ("eager", "cpu")], indirect=True
-)
 firsts = pytest.mark.parametrize("first", [0, 3, 8, 2**35 + 5, 2**35 + 8])
 STAGES = ("adafactor_statistics", "adafactor_finalise_", "adafactor_update_sums")
 STAGES += ("adafactor_apply_",)
@@ -101,7 +98,7 @@ def test_a_shard_of_columns_draws_as_these_columns_of_the_whole(
 
 @firsts
 @pytest.mark.parametrize("shape", [(13,), (2, 3), (9, 9), (6, 16), (9, 3, 2), (64, 1024)], ids=str)
-@has_adafactor
+@kernels
 def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
     """A learning rate of 0, so that parameters decay and momentum does."""
     if interpreted(backend) and shape[-1] > 1000:
@@ -120,7 +117,7 @@ def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
 
 @pytest.mark.parametrize("clip_threshold", [0.25, math.inf])
 @pytest.mark.parametrize("shape", [(6, 16), (9, 9), (5, 3, 2)], ids=str)
-@has_adafactor
+@kernels
 def test_means_are_of_the_whole(
     backend: str, shape: tuple[int, ...], clip_threshold: float
 ) -> None:

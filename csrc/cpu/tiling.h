@@ -1,0 +1,95 @@
+// How the CPU backend cuts a tensor of Adafactor into tiles, and where its sums live in scratch.
+//
+// note: [kinds] A matrix is cut into tiles of up to 512 columns; sums along rows are of a tile's
+// columns, sums down columns of its rows, and lines add up what the tiles have. Two kinds of
+// tensors keep no sums of lines. A *linear* tensor is one row, whose column statistics, if it has
+// any, are element by element. In a *packed* one matrices are so small that a tile holds many, and
+// whoever needs the sum of a line adds it up.
+#pragma once
+
+#include <cstdint>
+
+namespace fused_optim {
+
+constexpr int kSegment = 1024;       // elements that are in the nearest cache together
+constexpr int64_t kTileCols = 8192;  // at most
+constexpr int kWide = 128;           // columns of a tile whose rows are worth a loop of their own
+constexpr int64_t kTileElements = 1 << 16;  // of a tile, or more
+constexpr int64_t kFewRows = 32;            // of a tile, at least
+constexpr int64_t kManyElements = 1 << 22;  // from here on, more rows keep scratch small
+constexpr int64_t kTileRows = 1 << 14;      // at most: three levels of chains
+constexpr int64_t kRowStep = 32;
+constexpr int64_t kLineJob = 1024;           // rows or columns that are finished together
+constexpr int64_t kVisitElements = 1 << 17;  // one thread takes such a tensor through all stages
+
+struct Tiling {
+  int64_t batch, rows, cols, numel;
+  bool linear, packed;
+  int64_t per_tile;              // elements of a linear tensor, matrices of a packed one
+  int64_t tile_rows, tile_cols;  // of others
+  int64_t row_tiles, col_tiles;  // per batch index
+  int64_t tiles;                 // of all batch indices together
+  int64_t row_jobs, col_jobs;    // per batch index
+
+  bool KeepsLines() const { return !linear && !packed; }
+  int64_t LineJobs() const { return batch * (row_jobs + col_jobs); }
+};
+
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline Tiling TilingOf(int64_t batch, int64_t rows, int64_t cols) {
+  Tiling shape = {};
+  shape.batch = batch;
+  shape.rows = rows;
+  shape.cols = cols;
+  shape.numel = batch * rows * cols;
+  shape.linear = batch * rows == 1;
+  shape.packed = !shape.linear && rows * cols <= kSegment;
+  if (shape.linear || shape.packed) {
+    shape.per_tile = shape.linear ? kTileElements : kTileElements / (rows * cols);
+    shape.tiles = CeilDiv(shape.linear ? cols : batch, shape.per_tile);
+    return shape;
+  }
+  shape.col_tiles = CeilDiv(cols, kTileCols);
+  shape.tile_cols = CeilDiv(CeilDiv(cols, shape.col_tiles), kRowStep) * kRowStep;
+  if (shape.col_tiles == 1) shape.tile_cols = cols;
+  shape.col_tiles = CeilDiv(cols, shape.tile_cols);
+  const int64_t fewest = shape.numel < kManyElements ? kFewRows : 4 * kFewRows;
+  shape.tile_rows = CeilDiv(kTileElements, shape.tile_cols * kRowStep) * kRowStep;
+  if (shape.tile_rows < fewest) shape.tile_rows = fewest;
+  if (shape.tile_rows > kTileRows) shape.tile_rows = kTileRows;
+  shape.row_tiles = CeilDiv(rows, shape.tile_rows);
+  shape.tiles = batch * shape.row_tiles * shape.col_tiles;
+  shape.row_jobs = CeilDiv(rows, kLineJob);
+  shape.col_jobs = CeilDiv(cols, kLineJob);
+  return shape;
+}
+
+// Offsets into a tensor's part of scratch, in floats. Totals over tiles replace the first tile's
+// part, and F4's r and c in turn replace the sums.
+struct ScratchMap {
+  int64_t row_sums;     // [col_tiles, batch * rows]
+  int64_t col_sums;     // [row_tiles, batch * cols]
+  int64_t tile_sums;    // [tiles]: g^2, later u^2
+  int64_t tile_params;  // [tiles]: p^2
+  int64_t line_means;   // [batch, row_jobs]: sums of the row means of g^2
+  int64_t line_old;     // [batch, row_jobs]: sums of R before the step
+  int64_t size;
+};
+
+// The first floats of a tensor's part.
+enum Scalar : int { kGradSum, kParamSum, kUpdateSum, kAlpha, kRowFactor, kScalars = 8 };
+
+inline ScratchMap ScratchMapOf(const Tiling& shape) {
+  ScratchMap map;
+  map.row_sums = kScalars;
+  map.col_sums = map.row_sums + shape.col_tiles * shape.batch * shape.rows;
+  map.tile_sums = map.col_sums + shape.row_tiles * shape.batch * shape.cols;
+  map.tile_params = map.tile_sums + shape.tiles;
+  map.line_means = map.tile_params + shape.tiles;
+  map.line_old = map.line_means + shape.batch * shape.row_jobs;
+  map.size = map.line_old + shape.batch * shape.row_jobs;
+  return map;
+}
+
+}  // namespace fused_optim
