@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_optim import errors
+from fused_optim.distributed import geometry
 from fused_optim.optimizers import hooks
 from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.plan import upload
@@ -45,7 +46,8 @@ class Float32Gradients:
     Raises:
         TypeError: the optimizer is none of this package's.
         ValueError: a parameter is float16, which needs a GradScaler, or has a gradient already; or
-            the optimizer's gradients go to `step_in_backward` or to another such object.
+            the optimizer's gradients go to `step_in_backward` or to another such object; or there
+            is a DTensor and ``average_over``.
 
     Example:
         >>> import torch
@@ -68,6 +70,8 @@ class Float32Gradients:
         average_over: torch.distributed.ProcessGroup | DistributedDataParallel | None = None,
     ) -> None:
         hooks.check_optimizer(optimizer, "Float32Gradients")
+        if average_over is not None:
+            _check_whole(optimizer)
         self.micro_batches = 0
         self._optimizer = optimizer
         self._mean = mean
@@ -201,3 +205,15 @@ class Float32Gradients:
 
     def _after_step(self, optimizer: FusedOptimizer, args: Any, kwargs: Any) -> None:
         self.reset()
+
+
+def _check_whole(optimizer: FusedOptimizer) -> None:
+    """Refuse to average gradients of DTensors, which are means over the processes already."""
+    for number, group in enumerate(optimizer.param_groups):
+        for index, param in enumerate(group["params"]):
+            if geometry.is_dtensor(param):
+                raise ValueError(
+                    f"Float32Gradients: {errors.place(group, number, index)} is a DTensor, whose "
+                    "gradients FSDP2 averages over the processes as they arrive; leave out "
+                    "average_over"
+                )

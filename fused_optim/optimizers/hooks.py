@@ -11,6 +11,7 @@ from fused_optim.optimizers.base import FusedOptimizer
 from fused_optim.precision import checks
 
 _FUNCTION_BACKWARD = torch.autograd.function.BackwardCFunction.apply.__code__
+_RUN_BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 
 
 def takes_hooks(param: torch.Tensor) -> bool:
@@ -57,11 +58,13 @@ def check_optimizer(optimizer: FusedOptimizer, what: str) -> None:
 def is_nested() -> bool:
     """Return whether the running backward pass was started by the backward of a Function.
 
-    A reentrant checkpoint does that.
+    A reentrant checkpoint does that. FSDP2 hands gradients out in the backward of a Function too, but
+    of the pass that is running.
     """
-    frame = sys._getframe()
+    frame, started = sys._getframe(), False
     while frame is not None:
-        if frame.f_code is _FUNCTION_BACKWARD:
+        if frame.f_code is _FUNCTION_BACKWARD and started:
             return True
+        started = started or frame.f_code is _RUN_BACKWARD
         frame = frame.f_back
     return False

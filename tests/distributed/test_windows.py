@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from processes import needs_gloo, results_of
 
-WORKER = Path(__file__).parents[1] / "support/windows_worker.py"
+SUPPORT = Path(__file__).parents[1] / "support"
+WORKER, SHARDED = SUPPORT / "windows_worker.py", SUPPORT / "sharded_windows_worker.py"
 
 
 @needs_gloo
@@ -19,3 +20,12 @@ def test_two_replicas_are_one_process_with_all_micro_batches(tmp_path: Path) -> 
             torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-6)  # sums in another order
     for p, q in zip(first["trained"], second["trained"], strict=True):
         assert torch.equal(p, q)
+
+
+@needs_gloo
+def test_shards_of_fsdp2_are_summed_in_float32(tmp_path: Path) -> None:
+    """To the bit of sums by hand; a mean over the processes is FSDP2's, and not made twice."""
+    for found in results_of(SHARDED, tmp_path):
+        for name in ("AdamW", "Adafactor"):
+            assert found[name] == {"counted": [4, 4], "differences": []}, name
+        assert "is a DTensor" in found["refused"] and found["untouched"]

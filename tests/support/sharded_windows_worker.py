@@ -1,0 +1,61 @@
+"""One of two FSDP2 processes that sum micro-batches in float32, by our class and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fsdp_shards import WIDTH, before, train
+from processes import finish, join
+from shards import bits
+
+from fused_optim import Adafactor, AdamW, Float32Gradients
+
+MICRO_BATCHES = 4  # whose mean is exact
+
+
+def windows(make: Any, mesh: Any, rank: int) -> dict[str, Any]:
+    """Return the micro-batches that were counted, and what is not the same to the bit."""
+    model, optimizer = before(make, mesh=mesh, dtype=torch.bfloat16)
+    other, plain = before(make, mesh=mesh, dtype=torch.bfloat16)
+    gradients = Float32Gradients(optimizer)
+    counted, differences = [], []
+    for window in range(2):
+        sums: dict[Any, torch.Tensor] = {}
+        for number in range(MICRO_BATCHES):
+            seed = 100 * rank + 10 * window + number
+            x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).bfloat16()
+            (model(x).float() - 1.0).square().mean().backward()
+            train(other, seed)
+            for p in filter(lambda p: p.grad is not None, other.parameters()):
+                sums[p] = p.grad.float() + sums.get(p, 0.0)
+        counted.append(gradients.micro_batches)
+        for p, total in sums.items():
+            p.grad, p.main_grad = None, total / MICRO_BATCHES
+        optimizer.step()
+        plain.step()
+        for p in sums:
+            p.main_grad = None
+    pairs = zip(model.named_parameters(), other.parameters(), strict=True)
+    for (name, p), q in pairs:
+        if bits(p.to_local()) != bits(q.to_local()):
+            differences.append(name)
+    return {"counted": counted, "differences": differences}
+
+
+def main() -> None:
+    rank, _ = join()
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    found = {make.__name__: windows(make, mesh, rank) for make in (AdamW, Adafactor)}
+    model, optimizer = before(AdamW, mesh=mesh)
+    try:
+        Float32Gradients(optimizer, average_over=mesh.get_group())
+        found["refused"] = "nothing was raised"
+    except ValueError as error:
+        found["refused"] = str(error)
+    found["untouched"] = optimizer._gradients is None
+    finish(found)
+
+
+if __name__ == "__main__":
+    main()
