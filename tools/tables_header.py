@@ -23,7 +23,7 @@ _NOTES = {
 
 
 def text() -> str:
-    """Return what the header holds."""
+    """Return the content of the header."""
     flags = ("SCALE_PARAMETER", "HOLD_IF_ZERO", "CLIP_IGNORES_NAN")
     named = [f"k{name.title().replace('_', '')} = {getattr(ops, name)}" for name in flags]
     facts = {"ops": ops, "flags": named, "notes": _NOTES, "dims": MAX_DIMS}

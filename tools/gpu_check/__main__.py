@@ -1,9 +1,9 @@
 """Checks the package on a machine with a GPU: ``make gpu-check``, ``python -m tools.gpu_check``.
 
 Builds, tests, sanitizes and measures in stages, and writes as it goes: ``results.json`` (figures),
-``stages.json`` (what came of each stage), ``summary.md`` (one page), ``report.html``, pictures and
-``log.txt``. Exits with 0 where nothing that ran has failed, with 1 where a stage failed or a figure
-is below its floor, and with 2 where nothing could be run. docs/gpu_check.md says more.
+``stages.json`` (how each stage ended), ``summary.md`` (one page), ``report.html``, pictures and
+``log.txt``. Exits with 0 if nothing that ran has failed, with 1 if a stage failed or a figure is
+below its floor, and with 2 if nothing could be run. docs/gpu_check.md says more.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from tools.gpu_check.engine import Outcome, Skip, run, share
 from tools.gpu_check.plan import STAGES, choose
 from tools.gpu_check.stages import Context, Entry, Record, Stage
 
-SHORTEST_S = 5.0  # a stage that would get less is not started
+SHORTEST_S = 5.0  # a stage with less time than this is not started
 TAIL_LINES = 30
 LOG_BYTES = 8 << 20  # a longer log is cut at its start
 MERGED = ("results.json", "stages.json", "log.txt")
 
 
 class Check:
-    """One call: the stages to run, and the record they add to."""
+    """One call of gpu-check: the stages to run, and the record that they add to."""
 
     def __init__(self, context: Context, plan: list[Stage], deadline: float | None):
         self.context, self.plan, self.deadline = context, plan, deadline
@@ -50,7 +50,7 @@ class Check:
         return int(bool(failures))
 
     def stage(self, stage: Stage, limit_s: float) -> None:
-        """Run one stage and record what came of it, whatever that is."""
+        """Run one stage and record how it ended, an unexpected error included."""
         previous = self.record.stages.get(stage.name)
         self.context.previous = previous.details if previous else {}
         entry = self.record.start(stage.name, stage.title, limit_s, self.commit or "unknown")
@@ -104,7 +104,7 @@ class Check:
 def gpu_name() -> str | None:
     ask_torch = "import torch; print(torch.cuda.get_device_name())"
     ask_driver = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    # In processes of their own: a driver may hang, and this process has to outlive that.
+    # These run in processes of their own: a driver may hang, and this process has to go on.
     found = system.output(*ask_driver) or system.output(sys.executable, "-c", ask_torch)
     return found and found.splitlines()[-1]
 
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.copyfile(earlier, out / name)
     context = Context(sys.executable, options.device, options.form == "quick", out, work)
     deadline = None if options.time_limit is None else begin + options.time_limit
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         return Check(context, options.stages, deadline).run()
     except KeyboardInterrupt:

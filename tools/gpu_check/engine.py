@@ -1,7 +1,7 @@
 """Runs the stages of gpu-check one after the other, each as a process with its own time limit.
 
-The machine may be taken away at any moment, and everything on it killed: what a stage prints goes
-straight to the log, and the record of all stages is rewritten while a stage runs.
+The machine may be taken away at any moment, with every process killed. So the output of a stage
+goes straight to the log, and the record of all stages is rewritten while a stage runs.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from pathlib import Path
 from bench import ROOT
 
 TICK_S = 5.0  # how often a running stage's record is brought up to date
-GRACE_S = 10.0  # between asking a stage to end, as Ctrl-C does, and killing it
+GRACE_S = 10.0  # from asking a stage to end, as Ctrl-C does, to killing it
 
 _RUN_MODULE = (
     "import runpy, sys; del sys.path[0]; del sys.argv[0]; "
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
 
-# A group of its own, so that it can be killed with all that it starts; and it dies with this
-# process (1 is PR_SET_PDEATHSIG), which a new session would outlive. Whoever runs in the background
-# may have been started with SIGINT ignored.
+# A stage's process leads a group, so that it can be killed together with all that it starts. It
+# dies when this process does (1 is PR_SET_PDEATHSIG); in a new session it would live on. SIGINT is
+# set to its default, as a shell's background jobs are started with SIGINT ignored.
 _LEAD_A_GROUP = (
     "import ctypes, os, signal, sys; os.setpgrp(); signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Of what has not passed, the last line that says something."""
+        """Why the process has not passed: the last line of its output that is not empty."""
         lines = [line for line in self.output.splitlines() if line.strip()]
         return lines[-1][:300] if lines and self.status != "passed" else ""
 
@@ -63,14 +63,14 @@ def module(python: str, name: str, *arguments: object) -> list[str]:
 
 
 def share(left_s: float | None, plan: Sequence[tuple[float, float]]) -> float:
-    """Return how long the first of the stages to come may take.
+    """Return how many seconds the next stage may take.
 
-    It gets what it is expected to take, and whatever the others are not expected to need. The last
-    stage, which reports, is kept its time before all others.
+    The stage gets its expected time, and all time that the stages after it are not expected to
+    need. The time of the last stage, which writes the report, is reserved before any other.
 
     Args:
-        left_s: what is left for all of them, or None for no limit.
-        plan: the seconds that each is expected to take and may take at most.
+        left_s: the seconds that are left for all stages, or None for no limit.
+        plan: the seconds that each stage is expected to take, and may take at most.
     """
     expected, most = plan[0]
     if left_s is None:
@@ -87,10 +87,10 @@ def run(
     environment: dict[str, str],
     on_tick: Callable[[float], None] = lambda seconds: None,
 ) -> Outcome:
-    """Run a command until it ends or its time is up, and return what came of it.
+    """Run a command until it ends or its time is up, and return how it ended.
 
-    Its output is appended to the log, and ``on_tick`` is called every few seconds. Whatever is
-    raised meanwhile, by a signal for one, the command is killed first, with all it has started.
+    Its output is appended to the log, and ``on_tick`` is called every few seconds. If an exception
+    is raised meanwhile, such as by a signal, the command and all that it started are killed first.
     """
     begin, offset = time.monotonic(), log.stat().st_size if log.exists() else 0
     leading = [sys.executable, "-S", "-c", _LEAD_A_GROUP, *command]
@@ -115,14 +115,14 @@ def run(
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """Kill what is left of the process and of what it has started.
+    """Kill the process, where it still runs, and all that it has started.
 
-    It is interrupted first: pytest then writes down which tests have ended.
+    The process is interrupted first, so that pytest can record which tests have ended.
     """
     for number, wait_s in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, 2 * GRACE_S)):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
-            process.send_signal(number)  # it may not lead a group yet
+            process.send_signal(number)  # the process may not lead a group yet
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)

@@ -1,6 +1,6 @@
 """Which stages there are, in order, and which of them a call runs.
 
-What fails early says most about what would fail later.
+A stage comes before those that its failure would explain.
 """
 
 import os
@@ -15,10 +15,10 @@ from tools.gpu_check.engine import Skip, module
 from tools.gpu_check.stages import Context, Stage
 
 _TESTS = ROOT / "tests"
-_EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # the others' parity has stages of its own
+_EAGER = {"FUSED_OPTIM_TEST_BACKEND": "eager"}  # parity on the other backends has its own stages
 _KERNELS = ("-m", "gpu and long", str(_TESTS / "backends/test_every_kernel.py"))
 _LARGE = ("-m", "gpu and long", str(_TESTS / "backends/test_large_tensors.py"))
-END_S = 15.0  # that a measuring process has left to end by itself
+END_S = 15.0  # a measuring process is told to end this long before it would be killed
 
 
 def probe_command(context: Context) -> list[str]:
@@ -32,16 +32,16 @@ def build_command(context: Context) -> list[str]:
     request = {"FUSED_OPTIM_CUDA": "0"}
     if context.on_gpu:
         request = {"FUSED_OPTIM_CUDA_ARCHS": context.found["gpu"]["architecture"]}
-        if nvcc := context.found.get("nvcc"):  # which may not be on PATH
+        if nvcc := context.found.get("nvcc"):  # nvcc may not be on PATH
             request["CUDA_HOME"] = os.environ.get("CUDA_HOME", str(Path(nvcc).parents[1]))
     variables = [f"{name}={value}" for name, value in request.items()]
-    # Temporary files beside the result: several builds may run in one checkout.
+    # Temporary files lie beside the result, as several builds may run in one checkout.
     folders = ["--build-base", str(context.work / "setup"), "--build-lib", str(context.site)]
     return ["env", *variables, context.python, "setup.py", "-q", "build", *folders]
 
 
 def _need(context: Context, *names: str, remedy: str = "") -> dict[str, str | None]:
-    """Return the packages that there are, if these are among them."""
+    """Return the installed packages; raise Skip if one of ``names`` is missing."""
     packages = context.found.get("packages", {})
     for name in names:
         if packages.get(name, "unknown") is None:
@@ -50,16 +50,16 @@ def _need(context: Context, *names: str, remedy: str = "") -> dict[str, str | No
 
 
 def _pytest(context: Context, stage: str, arguments: Sequence[str], dist: str | None) -> list[str]:
-    """Return pytest's command; ``dist`` says how tests are spread over processes, None for one.
+    """Return pytest's command; ``dist`` is how xdist spreads the tests, or None for one process.
 
-    The log has a line for each test as it ends, and the record is there when all have.
+    pytest logs a line as each test ends, and writes the record when all tests have ended.
     """
     packages = _need(context, "pytest")
     options = ["-v", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
     options += [f"--junitxml={context.record(stage)}"]
     options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
     if packages.get("pytest-xdist"):
-        # Each worker has a context on the one GPU. A rehearsal leaves its cores to others.
+        # Every worker takes a context on the one GPU. A rehearsal leaves the cores to others.
         workers = max(1, min(12, context.found["cores"] - 2))
         several = ["-n", str(workers), "--dist", dist or ""]
         options += several if dist and context.on_gpu else ["-p", "no:xdist"]
@@ -85,7 +85,7 @@ def tests(
 
 
 def smoke(backend: str, expected_s: float) -> Stage:
-    # What Triton is to compile takes one core minutes; nvcc has done so before.
+    # Compiling Triton's kernels takes one core minutes; nvcc's were compiled by the build.
     dist = "loadgroup" if backend == "triton" else None
     title, seconds = f"steps of every kernel of {backend} against eager", (expected_s, 180)
     variables = {"FUSED_OPTIM_BACKEND": backend}
@@ -101,16 +101,16 @@ def sanitizer(tool: str, backend: str) -> Stage:
         path = context.found.get("compute_sanitizer")
         if not path:
             raise Skip("compute-sanitizer is neither on PATH nor in the CUDA toolkit")
-        # torch probes the driver with calls that fail, which is none of our kernels' business.
+        # torch probes the driver with calls that fail. Neither these nor its kernels are reported.
         options = ["--tool", tool, "--error-exitcode", str(stages.SANITIZER_EXIT)]
         options += ["--report-api-errors", "no"] if tool == "memcheck" else []
-        options += ["--kernel-name-exclude", "kernel_substring=at6native"]  # nor are its kernels
-        # The tool's verdict comes with the end of the process that it watches.
+        options += ["--kernel-name-exclude", "kernel_substring=at6native"]
+        # The tool gives its verdict when the process that it watches ends.
         until = f"GPU_CHECK_WATCHES_UNTIL={time.time() + 0.75 * context.limit_s:.0f}"
         watched = _pytest(context, name, _KERNELS, None)
         return ["env", until, path, *options, "--print-limit", "20", *watched]
 
-    # Every tensor has an allocation of its own, so that going past its end is seen.
+    # Without a cache every tensor is an allocation, and an access past its end is detected.
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "FUSED_OPTIM_BACKEND": backend}
     title = f"compute-sanitizer {tool} over every kernel of {backend}"
     return Stage(name, title, 70, 240, command, stages.collect_sanitizer, variables)
@@ -188,12 +188,12 @@ def choose(names: Sequence[str] | None, quick: bool) -> list[Stage]:
     """Return the stages to run, in their order.
 
     Args:
-        names: of stages or of groups of them ("smoke" is both smoke tests); None: those of the
-            form. The first two, which the others rely on, are always run.
+        names: of stages or of groups ("smoke" is both smoke tests); None for all of the form. The
+            first two stages are always run, because the others rely on them.
         quick: whether the form is the quick one.
 
     Raises:
-        ValueError: a name is none of a stage or group.
+        ValueError: no stage and no group has one of the names.
     """
     if names is None:
         return [stage for stage in STAGES if not (quick and stage.full_only)]

@@ -1,6 +1,6 @@
-"""What gpu-check runs on: ``python -m tools.gpu_check.probe FILE`` writes it as JSON.
+"""Describes the machine in JSON for gpu-check: ``python -m tools.gpu_check.probe FILE``.
 
-A process of its own: the driver may hang, and a process that only starts others needs no torch.
+The probe has a process of its own: the driver may hang, and gpu-check itself needs no torch.
 """
 
 import json
@@ -48,7 +48,7 @@ def _gpu() -> dict[str, Any] | None:
 
 
 def tool(name: str) -> str | None:
-    """Return the place of a tool: on PATH, or in a toolkit, which users rarely have there."""
+    """Return the path of a tool, found on PATH or in a CUDA toolkit, which is rarely on PATH."""
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     places = [Path(home, folder) for home in homes if home for folder in ("bin", name)]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))

@@ -1,4 +1,4 @@
-"""What a stage of gpu-check is, what is made of its process, and what is kept of it."""
+"""The stages of gpu-check: their definition, what they share, and the records of how each ended."""
 
 import json
 import os
@@ -20,12 +20,12 @@ FORMAT = 1
 
 RUNNING, PASSED, FAILED = "running", "passed", "failed"
 TIMEOUT, CUT, SKIPPED = "timeout", "cut", "skipped"
-"""Timeout: not done within the stage's own limit. Cut: within what the call had left for it."""
+"""A stage that reached its own limit is a timeout; one that reached the end of the call was cut."""
 
 
 @dataclass
 class Entry:
-    """What is kept of a stage."""
+    """The record of a stage."""
 
     status: str
     title: str
@@ -33,26 +33,26 @@ class Entry:
     commit: str = ""
     seconds: float = 0.0
     limit_s: float = 0.0
-    reason: str = ""  # why it did not pass
-    details: dict[str, Any] = field(default_factory=dict)  # what its process recorded
-    tail: list[str] = field(default_factory=list)  # of its output, where it did not pass
+    reason: str = ""  # why the stage did not pass
+    details: dict[str, Any] = field(default_factory=dict)  # recorded by its process
+    tail: list[str] = field(default_factory=list)  # the end of its output, if it did not pass
 
     @property
     def failure(self) -> bool:
-        """Whether the check as a whole has failed for it: it found a fault, or it hung."""
+        """Whether the stage fails the whole check: it found a fault, or it hung."""
         return self.status in (FAILED, TIMEOUT) or bool(self.details.get("failed"))
 
 
 @dataclass
 class Record:
-    """Stages by name, in the order they were first run: ``stages.json`` beside the figures."""
+    """The entries of ``stages.json`` by stage, in the order in which stages were first run."""
 
     path: Path
     stages: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> "Record":
-        """Return what earlier calls left; an unreadable file counts as none."""
+        """Return the record of earlier calls; an unreadable file counts as no record."""
         data = read_json(path) or {}
         if data.get("format") != FORMAT:
             return cls(path)
@@ -74,7 +74,7 @@ class Record:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file holds, or None where a process has not come to write one."""
+    """Return the content of a file, or None if its process has not written it whole."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
@@ -87,12 +87,12 @@ class Context:
 
     python: str  # the interpreter that everything runs under
     device: str  # "cuda" or, for a rehearsal, "cpu"
-    quick: bool  # whether tests and benchmarks take a sample of what there is
-    out: Path  # the folder that is handed back
+    quick: bool  # whether tests and benchmarks run on a sample of the cases
+    out: Path  # the folder of the results
     work: Path  # the folder of records, and of the build
-    found: dict[str, Any] = field(default_factory=dict)  # what the machine is, by the first stage
-    previous: dict[str, Any] = field(default_factory=dict)  # the stage's details in an earlier call
-    figures: Results | None = None  # what was measured before the present stage
+    found: dict[str, Any] = field(default_factory=dict)  # by the first stage: the machine
+    previous: dict[str, Any] = field(default_factory=dict)  # this stage's earlier details
+    figures: Results | None = None  # measured before the present stage
     limit_s: float = 0.0  # how long the present stage may take
     from_scratch: bool = False  # whether nothing was compiled before
 
@@ -112,9 +112,10 @@ class Context:
         return self.work / f"{stage}.json"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the variables of a stage: the build, then the checkout for bench and tools.
+        """Return the environment variables of a stage.
 
-        Then what PYTHONPATH names, where a bare machine may keep the peers that it was brought.
+        Modules are found in the build, then in the checkout (bench and tools), then on the caller's
+        PYTHONPATH, where a machine without network may have the peers.
         """
         hidden = ("FUSED_OPTIM_", "TRITON_INTERPRET")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
@@ -130,7 +131,7 @@ Collect = Callable[[Context, "Stage", Outcome], Collected]
 
 
 def collect_record(context: Context, stage: "Stage", outcome: Outcome) -> Collected:
-    """Take the record as it is; a process that fails gives its last line for a reason."""
+    """Take the record as it is; the reason of a failure is the last line of the output."""
     return outcome.status, outcome.reason, read_json(context.record(stage.name)) or {}
 
 
@@ -138,13 +139,13 @@ def collect_record(context: Context, stage: "Stage", outcome: Outcome) -> Collec
 class Stage:
     """One step of the check."""
 
-    name: str  # what --stages calls it; so do all of its parts before a "-"
+    name: str  # for --stages, which also takes each part of it that ends before a "-"
     title: str
-    expected_s: float  # what it takes when all is well
+    expected_s: float  # how long the stage takes if nothing fails
     limit_s: float
-    command: Callable[[Context], list[str]]  # which may raise Skip
+    command: Callable[[Context], list[str]]  # may raise Skip
     collect: Collect = collect_record
-    variables: dict[str, str] = field(default_factory=dict)  # beside those of all stages
+    variables: dict[str, str] = field(default_factory=dict)  # in addition to those of all stages
     full_only: bool = False  # belongs to the full form alone
 
 
@@ -157,9 +158,9 @@ def collect_probe(context: Context, stage: Stage, outcome: Outcome) -> Collected
 
 
 def collect_build(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    """Look for the extension, without which the package is built where that does not compile.
+    """Fail if the extension is missing: the package is built without it if it doesn't compile.
 
-    The time of a whole build is kept, which a later call finds done for the most part.
+    The time of the whole build is kept, because later calls build little again.
     """
     libraries = sorted((context.site / "fused_optim").glob("_C*.so"))
     size = libraries[0].stat().st_size if libraries else None
@@ -191,7 +192,7 @@ def summarise(path: Path) -> dict[str, Any]:
 
 
 def essence(text: str) -> list[str]:
-    """Return the lines of a failure that say most: the errors and where they arose."""
+    """Return the most telling lines of a failure: the errors, and where they were raised."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E ")]
     places = [line for line in lines if not line.startswith(("E ", ">", " ", "_")) and ":" in line]
@@ -202,7 +203,7 @@ def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected
     details = summarise(context.record(stage.name))
     if details["failed"]:
         return "failed", f"{details['failed']} tests failed", details
-    if outcome.returncode == 5:  # pytest's word for an empty selection
+    if outcome.returncode == 5:  # pytest's status for an empty selection
         return "skipped", "no test is selected", details
     if outcome.status == "passed" and not details["passed"] and details["skip_reasons"]:
         return "skipped", f"all tests: {next(iter(details['skip_reasons']))}", details
@@ -210,7 +211,7 @@ def collect_tests(context: Context, stage: Stage, outcome: Outcome) -> Collected
 
 
 def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    """Add the figures to those of other stages and calls; the summary judges them."""
+    """Add the stage's figures to those of other stages and calls; the summary judges them."""
     measured = read(context.record(stage.name))
     figures = merged(context.figures, measured)
     if figures is not None:
@@ -227,7 +228,7 @@ def collect_figures(context: Context, stage: Stage, outcome: Outcome) -> Collect
 
 
 def collect_sanitizer(context: Context, stage: Stage, outcome: Outcome) -> Collected:
-    """Tell an error of a kernel from a tool that can't run here."""
+    """Tell an error that the sanitizer found in a kernel from a sanitizer that can't run here."""
     found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|SUMMARY: (\d+) hazard)", outcome.output)
     errors = sum(int(a or b) for a, b in found)
     lines = [line for line in outcome.output.splitlines() if line.startswith("=========")]

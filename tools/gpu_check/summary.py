@@ -1,4 +1,4 @@
-"""The page that gpu-check leaves: for someone who can't log in to that machine any more."""
+"""The page that gpu-check writes, for a reader who can't log in to that machine any more."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from bench.tables import figure, tables
 from tools.gpu_check.stages import CUT, PASSED, RUNNING, SKIPPED, Entry, Record
 
 SHOWN = {"goals": 40, "ratios, in turns": 24, "not measured": 30}
-SHOWN_FAILURES = 4  # of one stage
+SHOWN_FAILURES = 4  # per stage
 
 
 def failures(record: Record, results: Path) -> list[str]:
-    """Return what makes the check fail, a line each: stages, then figures below their floors."""
+    """Return a line for each reason to fail: stages that failed, figures below their floors."""
     lines = [
         f"{name}: {entry.status}{': ' + entry.reason if entry.reason else ''}"
         for name, entry in record.stages.items()
@@ -30,7 +30,7 @@ def failures(record: Record, results: Path) -> list[str]:
 
 
 def page(record: Record, results: Path) -> str:
-    """Return the page in Markdown: summary.md.jinja, filled in."""
+    """Return the page in Markdown, made from summary.md.jinja."""
     figures, stages = read(results) or Results(machine=None), record.stages
     built = stages["build"].details.get("whole_seconds") if "build" in stages else None
     figures.checks += [GOALS["build"].check(built)] if built else []
@@ -59,9 +59,9 @@ def page(record: Record, results: Path) -> str:
 
 
 def _worst(goals: pd.DataFrame) -> pd.DataFrame:
-    """Return one case, the worst, for all cases of a goal that have the same verdict.
+    """Return the worst case of each goal and verdict.
 
-    Cases are told apart by what follows the goal's name; ratios stand for themselves.
+    The text after a goal's name tells its cases apart. Every ratio is kept.
     """
     of = goals.name.str.partition(": ")[0]
     lower_is_better = of.map(lambda name: name in GOALS and GOALS[name].at_most)
@@ -91,7 +91,7 @@ def _stage_row(name: str, entry: Entry) -> tuple[str, ...]:
 
 
 def _fault(name: str, entry: Entry) -> tuple[str, list[str]] | None:
-    """Return a heading and the lines that say most of why a stage failed or was cut."""
+    """Return a heading, and the lines that tell most about why a stage failed or was cut."""
     if not entry.failure and entry.status != CUT:
         return None
     shown = entry.details.get("failures", [])[:SHOWN_FAILURES]

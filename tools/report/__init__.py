@@ -1,1 +1,1 @@
-"""Pictures, pages and documents of what ``python -m bench`` measured."""
+"""Pictures and pages of the figures that ``python -m bench`` measured."""

@@ -1,4 +1,4 @@
-"""Draws a result file: one page in one file, and the pictures that a README shows as PNG."""
+"""Draws a result file: a page that is a single file, and as PNG the pictures of a README."""
 
 import argparse
 import base64
@@ -24,13 +24,13 @@ PICTURES = {
     "memory": ("Bytes per parameter", bars.memory),
     "scaling": ("Cost by number of tensors and of parameters", lines.scaling),
 }
-"""Every picture by its file's name, with what it shows."""
+"""Every picture's function and title, by the name of its file."""
 
 README_PICTURES = ("roofline", "speedups", "memory")
 
 
 def draw_all(results: Results, dark: bool = False) -> dict[str, Figure]:
-    """Return the pictures that can be drawn: those for which something was measured."""
+    """Return the pictures for which something was measured."""
     with style.sheet(dark):
         drawn = {name: draw(results) for name, (_, draw) in PICTURES.items()}
     return {name: figure for name, figure in drawn.items() if figure}
@@ -48,7 +48,7 @@ def _uri(figure: Figure, dark: bool) -> str:
 
 
 def page(results: Results) -> str:
-    """Return page.html.jinja, filled in; each picture is there for light and for dark screens."""
+    """Return the HTML page; it has each picture twice, for light and for dark screens."""
     light, dark = (
         {name: _uri(figure, dark) for name, figure in draw_all(results, dark).items()}
         for dark in (False, True)
@@ -66,7 +66,7 @@ def page(results: Results) -> str:
 
 
 def summary(results: Results) -> list[tuple[str, str]]:
-    """Return the few figures that sum up the rest, each with what it is."""
+    """Return the few figures that sum up the others, each with its caption."""
     cards: list[tuple[str, str]] = []
     rows, ratios = results.frame("rows"), results.frame("ratios")
     large = rows[(rows.source == OURS) & (rows.op == "adamw") & (rows.parameters >= 1e8)]

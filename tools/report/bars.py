@@ -12,15 +12,15 @@ from bench.results import Results
 from bench.setups import BEST_KNOWN, OURS, SETUPS
 from tools.report import style
 
-BAR, GAP = 0.21, 0.24  # inches that a bar takes, and what is left between groups
+BAR, GAP = 0.21, 0.24  # inches of a bar, and between groups of bars
 MOST_GROUPS, MOST_LISTS = 14, 3
-MOST_BARS = 9  # of memory: of this package, and of the others, in a panel
+MOST_BARS = 9  # in a panel of memory: of this package, and of the others
 KIND_NOTES = {"equal bytes": ", equal bytes", "equal semantics": ", the same update"}
 PAIR = ["baseline", "ours", "dtype", "kind"]
 
 
 def speedups(results: Results) -> Figure | None:
-    """Draw how many times as fast as each baseline this package is, a bar per list of shapes."""
+    """Draw how many times as fast as each baseline this package is, with a bar for each list."""
     if not results.ratios:
         return None
     ratios = results.frame("ratios").astype({"goal": float})
@@ -54,7 +54,7 @@ def speedups(results: Results) -> Figure | None:
 
 
 def _pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return one pair for each baseline and dtype; few enough to read, by source."""
+    """Return one pair for each baseline and dtype, sorted by source and few enough to read."""
     pairs["source"] = [SETUPS[name].source if name in SETUPS else name for name in pairs.baseline]
     pairs["alike"] = pairs.kind != "default"
     pairs = pairs.sort_values(["goals", "alike", "count"], ascending=False, kind="stable")
@@ -98,7 +98,7 @@ def times(ratio: float) -> str:
 
 
 def memory(results: Results) -> Figure | None:
-    """Draw the bytes that a parameter and its state take, a panel per dtype of the parameters."""
+    """Draw the bytes of a parameter with its state, in one panel for each dtype of parameters."""
     if not results.memory:
         return None
     rows = results.frame("memory").sort_values("parameters", ascending=False, kind="stable")
@@ -118,7 +118,7 @@ def memory(results: Results) -> Figure | None:
 
 
 def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each source, kind and size, the best known; the smallest first."""
+    """Return the best-known setup for each source, kind and size, with the smallest first."""
     bars = rows.assign(
         total=rows.bytes_per_parameter.round(2),
         size=rows.bytes_per_parameter.round(1),

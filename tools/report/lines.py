@@ -1,4 +1,4 @@
-"""Pictures made of lines: bandwidth, and cost by size and count."""
+"""Pictures made of lines: bandwidth, and the time of a step by size and by number of tensors."""
 
 import pandas as pd
 import seaborn as sns
@@ -16,9 +16,9 @@ OPS = {"adamw": "AdamW", "lion": "Lion", "adafactor": "Adafactor"}
 
 
 def chosen(rows: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
-    """Return the names of as many lines as can be told apart, half or more this package's.
+    """Return the names of at most ``most`` lines; half of them or more are this package's.
 
-    The best known come first, then those of most points.
+    The best-known names come first, then the names with the most points.
     """
     lines = rows.groupby(["line", "optimizer", "source"], as_index=False).size()
     lines["known"] = style.rank(lines.optimizer, BEST_KNOWN)
@@ -29,7 +29,7 @@ def chosen(rows: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Draw the lines that were chosen and return their rows. Others' lines are dashed."""
+    """Draw the chosen lines, other packages' dashed, and return their rows of the table."""
     names = chosen(rows)
     rows = rows[rows.line.isin(names)]
     ours = set(rows.line[rows.source == OURS])
@@ -58,9 +58,9 @@ def _panels(results: Results, count: int, words: tuple[str, str]) -> tuple[Figur
 
 
 def roofline(results: Results) -> Figure | None:
-    """Draw which share of a copy's bandwidth a step reaches, by the size of the model."""
+    """Draw the share of a copy's bandwidth that a step reaches, by the size of the model."""
     rows = _rows(results).dropna(subset="copy_percent")
-    # Without a row of ours, as on a CPU where plain PyTorch steps, there is nothing to compare.
+    # Nothing is drawn without a line of this package, as on a CPU where plain PyTorch steps.
     ops = [op for op in OPS if ((rows.op == op) & (rows.source == OURS)).any()]
     if not ops:
         return None
@@ -70,7 +70,7 @@ def roofline(results: Results) -> Figure | None:
     figure, panels = _panels(results, len(ops), words)
     for axes, op in zip(panels, ops, strict=True):
         mine = rows[rows.op == op]
-        # Lists of one size each if there are such; models differ in more than their size.
+        # Lists of equal tensors are preferred, as models differ in more than their size.
         swept = mine[mine.swept == FIXED_TENSORS]
         shown = _draw(axes, swept if len(swept) else mine, "parameters", "copy_percent")
         axes.set(ylim=(0, max(108.0, 1.05 * shown.copy_percent.max())), title=OPS[op])

@@ -1,4 +1,4 @@
-"""How every picture looks: style.mplstyle, light or dark, with a headline and a footer."""
+"""The look of every picture: style.mplstyle, light or dark, a headline and a footer."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ from bench.system import Machine
 LINES = ("#2f86d6", "#e07b1a", "#0e9c78", "#c65fa0", "#c9a40a", "#8c7be0", "#2aa7c4", "#b0554d")
 _PACKAGES = "fused_optim torch optimi transformers torchao bitsandbytes flashoptim apex"
 SOURCES = {**dict(zip(_PACKAGES.split(), LINES, strict=True)), "transformer_engine": "#7c8a3a"}
-"""The colours of packages, in the order in which pictures have them."""
+"""The colours of packages, in the order in which pictures show the packages."""
 
 OTHER = "#8a909c"
 
@@ -32,24 +32,24 @@ def sheet(dark: bool = False) -> AbstractContextManager[None]:
 
 
 def rank(names: pd.Series, known: Iterable[str]) -> pd.Series:
-    """Return the places of names among those known; the others come after them."""
+    """Return the index of each name among the known ones; unknown names come after them."""
     places = {name: place for place, name in enumerate(known)}
     return names.map(places).fillna(len(places))
 
 
 def muted() -> str:
-    """Return the colour of what is said besides."""
+    """Return the colour of secondary text."""
     return rcParams["axes.labelcolor"]
 
 
 def new_figure(width: float, body: float, words: tuple[str, str], machine: Machine) -> Figure:
-    """Return a figure, of no window, with a headline, what is shown and a footer around its body.
+    """Return a figure without a window: headline and subtitle above its body, a footer below.
 
     Args:
         width: in inches.
-        body: the height in inches of what will be drawn.
-        words: headline, and what is shown.
-        machine: where it is from.
+        body: the height in inches of the part in which axes are drawn.
+        words: headline and subtitle.
+        machine: the machine on which the figures were measured.
     """
     height = body + 1.15
     figure = Figure(figsize=(width, height))
@@ -71,7 +71,7 @@ def only_grid(axes: Axes, along: str) -> None:
 def logarithmic(
     axes: Axes, name: str, low: float, high: float, text: Callable[[float], str] | None = None
 ) -> None:
-    """Make the x or y axis logarithmic, with ticks at 1, 2 and 5, or at powers of ten alone."""
+    """Make the x or y axis logarithmic, with ticks at 1, 2 and 5 or only at powers of ten."""
     axis, text = getattr(axes, f"{name}axis"), text or si
     axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))

@@ -1,1 +1,1 @@
-"""Bytes and launches of the kernels, counted on the host, and the times predicted from them."""
+"""Counts the bytes and launches of the kernels on the host, and predicts times from the counts."""

@@ -22,9 +22,9 @@ sys.path.append(str(ROOT / "tests/support"))
 import host_module  # noqa: E402
 from host_traces import PASSES, bucket_of, traces  # noqa: E402
 
-LARGE = (272, 256)  # of several tiles, and too large for one visit
+LARGE = (272, 256)  # has several tiles, and is too large for one visit
 SMALL = (64, 64)
-ELEMENTWISE = (64, 512)  # for ops that know no shapes: four chunks
+ELEMENTWISE = (64, 512)  # four chunks, for ops that ignore shapes
 
 MODES = {
     "float32": ("none",),
@@ -52,7 +52,7 @@ def count(kind: Kind) -> dict[str, Any]:
 def _bytes(found: np.ndarray) -> list[int]:
     table = pd.DataFrame(found)
     moved = table.groupby("stores").bytes.sum()
-    # Accesses to one address are of one size, but for a tensor's tail: the largest covers them.
+    # Accesses to one address have one size, except at a tensor's tail: the largest covers them all.
     touched = table.groupby("address").bytes.max().sum()
     return [int(n) for n in (moved.get(0, 0), moved.get(1, 0), touched)]
 
@@ -73,7 +73,7 @@ def kinds() -> Iterator[Kind]:
 
 
 def clip_counts() -> dict[str, Any]:
-    """Return what the norm of an elementwise update's gradients takes, by their dtype."""
+    """Return the counts of the gradient norm of an elementwise update, by the gradients' dtype."""
     cuda, found = host_module.kernels(), {}
     for name in MODES:
         bucket = bucket_of(Kind("adamw", grad_dtype=name), [ELEMENTWISE])
@@ -86,9 +86,9 @@ def clip_counts() -> dict[str, Any]:
 
 
 def visit_limit() -> int:
-    """Return how many elements a tensor may have for one block to do all of Adafactor's stages.
+    """Return how many elements a tensor may have for one block to run all of Adafactor's stages.
 
-    To a power of two, of square matrices; 0 where there are no such tensors.
+    Square matrices of powers of two are tried. The limit is 0 if no block runs all stages.
     """
     limit = 0
     for bits in range(6, 19):
@@ -101,14 +101,18 @@ def visit_limit() -> int:
     return limit
 
 
-# --- in which order Adafactor's passes walk through a matrix --------------------------------------
+# --- the order in which Adafactor's passes walk through a matrix ----------------------------------
 
-WALKED = ((1024, 1024), (4096, 1024))  # One of each size of tile
-ONE_ITEM_EACH = 1 << 20  # Blocks enough for every item to have its own
+WALKED = ((1024, 1024), (4096, 1024))  # one matrix for each size of tile
+ONE_ITEM_EACH = 1 << 20  # blocks, so many that every item has its own
 
 
 def walks(shapes: Sequence[tuple[int, int]] = WALKED) -> dict[str, Any]:
-    """Return sizes of tiles from a number of elements on, and the walk of each pass."""
+    """Return the walk of each pass, and the sizes of tiles.
+
+    An entry of the sizes has the number of elements of the smallest matrix that it is for, then
+    elements and steps of a tile.
+    """
     sizes, found = [], {}
     for shape in shapes:
         bucket = bucket_of(Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None), [shape])
@@ -117,15 +121,15 @@ def walks(shapes: Sequence[tuple[int, int]] = WALKED) -> dict[str, Any]:
             if len(accesses := trace.of(grad)):
                 elements, turns, found[trace.name] = _walk(accesses, grad.data_ptr())
         sizes.append([math.prod(shape), elements, turns])
-    sizes[0][0] = 0  # what holds for the smallest traced holds for those below
+    sizes[0][0] = 0  # smaller matrices are like the smallest that was traced
     return {"sizes": sizes, "walks": found}
 
 
 def _walk(accesses: np.ndarray, first: int) -> tuple[int, int, dict[str, str]]:
-    """Return elements and steps of a tile, and the direction of tiles and of steps within them.
+    """Return elements and steps of a tile, and the directions of tiles and of steps within them.
 
     Args:
-        accesses: to a 2-byte gradient, each block's an item.
+        accesses: to a 2-byte gradient; each block has one item.
         first: the gradient's address.
     """
     index = pd.Series((accesses["address"] - first) // 2)
@@ -137,7 +141,7 @@ def _walk(accesses: np.ndarray, first: int) -> tuple[int, int, dict[str, str]]:
 
 
 def _direction(values: np.ndarray) -> str:
-    """Return where values go; a kernel may load a few neighbours at a time, in any order."""
+    """Return whether values rise or fall; a few neighbours may be loaded at once, in any order."""
     for together in (1, 2, 4):
         groups = values[: len(values) // together * together].reshape(-1, together).mean(1)
         for name, sign in (("forwards", 1), ("backwards", -1)):

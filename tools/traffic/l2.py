@@ -1,8 +1,9 @@
-"""Bytes that memory delivers and takes in each of Adafactor's passes, given an L2 between them.
+"""Bytes that each of Adafactor's passes loads from memory and stores to it, past an L2 cache.
 
-Memory is cut into granules: some steps of one tile, all of which a block touches before it goes on.
-Blocks are taken to advance in lockstep, and the cache to be fully associative with exact LRU
-replacement, lines of a granule moving together. Real caches do neither; what is measured decides.
+Memory is cut into granules. A granule is some steps of one tile, all of which a block touches
+before it goes on. The model assumes that blocks advance in lockstep, that the cache is fully
+associative with exact LRU replacement, and that the lines of a granule move together. Real devices
+differ; measurements decide.
 """
 
 import math
@@ -17,13 +18,13 @@ from bench import traffic
 from bench.traffic import Kind
 
 GRANULE = 8192
-"""Elements that the cache keeps or drops together: four steps of a block; more in large buckets."""
+"""Elements that the cache keeps or drops together: four steps of a block, more in large buckets."""
 
 MOST_GRANULES = 1 << 15
 ELEMENTWISE = ("grad", "param", "extra", "exp_avg", "exp_avg_sq")
 
 Walk = tuple[int, int]
-"""How a pass goes through its tiles, and through the steps of each: 1 forwards, -1 backwards."""
+"""The directions of a pass through its tiles and through the steps of each: 1 forwards, -1 back."""
 
 
 def counted_walks() -> dict[str, Walk]:
@@ -34,16 +35,16 @@ def counted_walks() -> dict[str, Walk]:
 
 
 def kind_of_tensor(kind: Kind, shape: Sequence[int]) -> Kind:
-    """Return what ``kind`` is for one tensor: whether Adafactor factors it, or visits it once."""
+    """Return ``kind`` for one tensor, which Adafactor may factor, and may visit once."""
     visited = math.prod(shape) <= traffic.counts()["visit_limit"]
     return replace(kind, factored=len(shape) >= 2, visited=visited)
 
 
 def order(sizes: np.ndarray, blocks: int, walk: Walk = (1, 1)) -> np.ndarray:
-    """Return all granules, numbered through all items, in the order in which a grid touches them.
+    """Return all granules, numbered across items, in the order in which a grid touches them.
 
-    Block b takes items b, b + blocks, b + 2 blocks, ... of the walk's order; ``sizes``, [items],
-    are the granules of each item.
+    Block b takes items b, b + blocks, b + 2 blocks, ... in the walk's order. ``sizes``, [items],
+    has the number of granules of each item.
     """
     tiles, steps = walk
     items = np.arange(len(sizes))[::tiles]
@@ -58,7 +59,7 @@ def order(sizes: np.ndarray, blocks: int, walk: Walk = (1, 1)) -> np.ndarray:
 
 
 class Lru:
-    """A cache of a number of bytes; entries are of any size."""
+    """A cache of ``capacity`` bytes that drops the least recently used granules."""
 
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
@@ -85,33 +86,32 @@ def adafactor(
     walks: Mapping[str, Walk] | None = None,
     granule: int | None = None,
 ) -> dict[str, float]:
-    """Return the bytes of each pass that go to or come from memory.
+    """Return the bytes that each pass loads from memory or stores to it.
 
-    Every tensor is loaded where the cache lacks it, and stored once wherever it is written.
-    The cache is cold at first. Statistics of lines and scratch are left out, as if they stayed in
-    the cache.
+    A granule is loaded if the cache lacks it, and stored once in each pass that writes it. The
+    cache is empty at first. Statistics and scratch are left out, as if they stayed in the cache.
 
     Args:
-        kind: of the step.
+        kind: the kind of the step.
         shapes: of the bucket's parameters, in order.
-        blocks: that run at once.
+        blocks: the number of blocks that run at once.
         capacity: bytes that the cache holds.
-        walks: of the passes, forwards where not named; None for those of the kernels.
-        granule: see `GRANULE`; None for so many that a bucket takes a second or less.
+        walks: of passes by name; a pass that is not named goes forwards. None for the kernels' own.
+        granule: elements, see `GRANULE`; None for so many that a bucket takes a second or less.
     """
     shapes = [shape for shape in shapes if math.prod(shape)]
     walks = counted_walks() if walks is None else walks
     whole = sum(map(math.prod, shapes)) / MOST_GRANULES / GRANULE
     granule = granule or GRANULE << max(0, math.ceil(math.log2(whole)))
     own, sizes = [kind_of_tensor(kind, s) for s in shapes], list(map(math.prod, shapes))
-    known = [row[:2] for row in traffic.counts()["tiles"]["sizes"]]  # from so many elements on
+    known = [row[:2] for row in traffic.counts()["tiles"]["sizes"]]  # (from, elements)
     tile = {numel: max(row for row in known if row[0] <= numel)[1] for numel in sizes}
     starts = [np.arange(0, numel, tile[numel]) for numel in sizes]
     tiles = [np.diff(np.append(each, numel)) for each, numel in zip(starts, sizes, strict=True)]
     kinds = list(dict.fromkeys(own))
     elements = np.concatenate(tiles)  # [items]
     counts = -(-elements // granule)
-    # Of each granule: its item, the number of its tensor's kind, and its elements.
+    # For each granule: its item, the number of its tensor's kind, and its elements.
     item = np.repeat(np.arange(len(elements)), counts)
     kind_of = np.repeat(list(map(kinds.index, own)), list(map(len, tiles)))
     within = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -137,8 +137,8 @@ def _pass(
     sizes: np.ndarray,
     cache: Lru,
 ) -> float:
-    """Return the bytes of one pass over granules, in their order; ``streams`` are by kind."""
-    # [kinds, tensors, (loaded, stored, touched)] per element, then [granules, tensors, 3] in all.
+    """Return the bytes of one pass over granules in the given order; ``streams`` are by kind."""
+    # [kinds, tensors, (loaded, stored, touched)] per element, then [granules, tensors, 3] in total.
     each = np.array([[s.get(tensor, np.zeros(3)) for tensor in ELEMENTWISE] for s in streams])
     moved = each[kinds] * sizes[:, None, None]
     loads, touched = moved[..., 0].ravel() > 0, moved[..., 2].ravel()

@@ -1,7 +1,7 @@
-"""Predicted times of a step, per GPU: ``python -m tools.traffic.model``. None is measured.
+"""Predicts the time of a step on each GPU, without measuring: ``python -m tools.traffic.model``.
 
-Time is bytes of memory over the bandwidth of a copy, plus launches times what a launch adds. The
-bytes are counted (`bench.traffic`), less what L2 keeps between Adafactor's passes (`l2`).
+The time is bytes of memory over the bandwidth of a copy, plus launches times the cost of a launch.
+The bytes are counted (`bench.traffic`), less those that L2 keeps between Adafactor's passes (`l2`).
 """
 
 import argparse
@@ -21,23 +21,23 @@ from fused_optim.ops import FAMILIES
 from tools.traffic import l2
 
 L2_SHARE = 0.8
-"""Of L2 that a pass finds again in the next. An assumption: the rest goes to what else is live, to
-replacement that is not LRU, and to lines kept in both partitions."""
+"""The share of L2 that holds data from one pass to the next. It is an assumption: other live data,
+replacement that is not LRU, and lines that both partitions keep take the rest."""
 
-LAUNCH_US = 4.0  # Microseconds that a launch adds to a step: start, fill and drain. An assumption
-BLOCKS_PER_SM = 2  # Blocks of Adafactor's tile kernels that an SM holds: they are compiled for two
+LAUNCH_US = 4.0  # microseconds that a launch adds to a step: start, fill and drain; assumed
+BLOCKS_PER_SM = 2  # blocks of Adafactor's tile kernels that an SM holds; they are compiled for two
 
 
 class Gpu(NamedTuple):
-    """A device as the model sees it."""
+    """The figures of a device that the model uses."""
 
     copy_gb_per_s: float  # read plus written
     processors: int
     l2_bytes: int
 
 
-# SMs and L2 are from data sheets (H200's L2 is taken to be H100's). Copies of H100 and H200 are as
-# told of such machines, both 0.90 of their data sheets' bandwidths; for the others that is assumed.
+# SMs and L2 are from data sheets (H200's L2 is taken to be H100's). The copy bandwidths of H100 and
+# H200 were reported from such machines: 0.90 of the data sheets'. The others' are assumed to be.
 GPUS = {
     "A100 80GB": Gpu(0.9 * 2039.0, 108, 40 << 20),
     "H100 SXM": Gpu(3000.0, 132, 50 << 20),
@@ -47,7 +47,7 @@ GPUS = {
 
 
 class Step(NamedTuple):
-    """What the kernels of a setup do: to matrices of one dtype, and whether they clip to a norm."""
+    """The step of a setup: its kind on matrices of one dtype, and whether it clips to a norm."""
 
     kind: Kind
     clips: bool
@@ -55,9 +55,9 @@ class Step(NamedTuple):
 
 @functools.cache
 def own_steps() -> dict[tuple[str, str], Step]:
-    """Return what this package's setups do, by name and dtype as in the rows of a result file.
+    """Return the steps of this package's setups, by the names and dtypes of a result file.
 
-    It is read off an optimizer of each; torch takes seconds to construct its first.
+    An optimizer of each setup is constructed for it; the first one takes torch seconds.
     """
     found = {}
     for each in setups.SETUPS.values():
@@ -80,7 +80,7 @@ def launches(step: Step, shapes: Shapes) -> int:
 def predict(step: Step, shapes: Shapes, gpu: Gpu) -> dict[str, Any]:
     """Predict a step on tensors of one dtype; bytes are per parameter.
 
-    Counted are those that kernels load and store, and of memory is what L2 leaves of them.
+    Counted bytes are those that kernels load and store; L2 keeps some of them from memory.
     """
     total, kind = numel(shapes), step.kind
     if FAMILIES[kind.op].elementwise:
@@ -112,10 +112,10 @@ def predictions(
 
 
 def compare(path: Path) -> pd.DataFrame:
-    """Return this package's rows of a result file of ``python -m bench``, with predictions.
+    """Return this package's steps of a result file of ``python -m bench``, with predictions.
 
-    They are for the file's own copy bandwidth, L2 and SMs. The quotient is 1 where the model is
-    right, and above where it is too hopeful.
+    The predictions use the file's own copy bandwidth, L2 and SMs. The quotient of measured and
+    predicted time is 1 where the model is right, and above 1 where the model is too fast.
     """
     measured = results.load(path)
     machine, rows = measured.machine, measured.frame("rows")
