@@ -4,6 +4,7 @@
 #include "adafactor/math.cuh"
 #include "cpu/kernels.h"
 #include "cpu/segments.h"
+#include "cpu/sums.h"
 
 namespace fused_optim {
 
@@ -41,55 +42,6 @@ inline TensorTask TaskOf(const fused_optim_cpu::AdafactorWork& work) {
           AccessOf(work.dtype, static_cast<Mode>(work.mode)),
           work.scratch + t.scratch,
           work.sums != nullptr};
-}
-
-// Consecutive elements of a tile: of a linear tensor, whole matrices, whole rows, or of one row.
-struct Segment {
-  int64_t index;  // of the first element
-  int64_t row;    // the first one's, all batch indices counted; of a packed tensor its matrix
-  int64_t col;    // the first one's, into the column statistics
-  int rows;       // matrices of a packed tensor
-  int width;      // elements of a row
-  int offset;     // of the first column in the tile
-
-  int Count() const { return rows * width; }
-};
-
-// Calls run(segment) for every segment of a tile.
-template <typename Function>
-FUSED_DEVICE void ForSegments(const Tiling& shape, int64_t tile, const Function& run) {
-  if (shape.linear || shape.packed) {
-    const int64_t matrix = shape.linear ? 1 : shape.rows * shape.cols;
-    const int64_t all = shape.linear ? shape.cols : shape.batch;
-    const int64_t at_once = kSegment / matrix;
-    const int64_t end = (tile + 1) * shape.per_tile < all ? (tile + 1) * shape.per_tile : all;
-    for (int64_t first = tile * shape.per_tile; first < end; first += at_once) {
-      const int64_t some = end - first < at_once ? end - first : at_once;
-      const int rows = shape.linear ? 1 : static_cast<int>(some);
-      const int64_t width = shape.linear ? some : matrix;
-      run(Segment{first * matrix, first, first, rows, static_cast<int>(width), 0});
-    }
-    return;
-  }
-  const int64_t below = tile / shape.col_tiles;
-  const int64_t batch = below / shape.row_tiles;
-  const int64_t first_col = tile % shape.col_tiles * shape.tile_cols;
-  const int64_t left = shape.cols - first_col;
-  const int64_t width = left < shape.tile_cols ? left : shape.tile_cols;
-  const int64_t first_row = below % shape.row_tiles * shape.tile_rows;
-  const int64_t end =
-      first_row + shape.tile_rows < shape.rows ? first_row + shape.tile_rows : shape.rows;
-  const int64_t at_once = width == shape.cols && width <= kSegment ? kSegment / width : 1;
-  for (int64_t row = first_row; row < end; row += at_once) {
-    const int64_t rows = end - row < at_once ? end - row : at_once;
-    const int64_t whole_row = batch * shape.rows + row;
-    for (int64_t offset = 0; offset < width; offset += kSegment) {
-      const int64_t some = width - offset < kSegment ? width - offset : kSegment;
-      const int64_t col = first_col + offset;
-      run(Segment{whole_row * shape.cols + col, whole_row, batch * shape.cols + col,
-                  static_cast<int>(rows), static_cast<int>(some), static_cast<int>(offset)});
-    }
-  }
 }
 
 // The squares of consecutive prepared gradients.

@@ -58,8 +58,8 @@ def check_optimizer(optimizer: FusedOptimizer, what: str) -> None:
 def is_nested() -> bool:
     """Return whether the running backward pass was started by the backward of a Function.
 
-    A reentrant checkpoint does that. FSDP2 hands gradients out in the backward of a Function too, but
-    of the pass that is running.
+    A reentrant checkpoint does that. FSDP2 hands gradients out in the backward of a Function too,
+    but it starts no pass there.
     """
     frame, started = sys._getframe(), False
     while frame is not None:
