@@ -23,9 +23,14 @@ def test_two_replicas_are_one_process_with_all_micro_batches(tmp_path: Path) -> 
 
 
 @needs_gloo
-def test_shards_of_fsdp2_are_summed_in_float32(tmp_path: Path) -> None:
-    """To the bit of sums by hand; a mean over the processes is FSDP2's, and not made twice."""
+def test_gradients_of_fsdp2_are_taken_as_they_arrive(tmp_path: Path) -> None:
+    """float32 sums equal those made by hand, and steps in the backward pass those after it.
+
+    FSDP2 has averaged the gradients over the processes, so that a second mean is refused.
+    """
     for found in results_of(SHARDED, tmp_path):
         for name in ("AdamW", "Adafactor"):
             assert found[name] == {"counted": [4, 4], "differences": []}, name
         assert "is a DTensor" in found["refused"] and found["untouched"]
+        for steps in found["at once"]:
+            assert steps == {"freed": [True] * 3, "moved": True, "differences": []}

@@ -1,4 +1,4 @@
-"""One of two FSDP2 processes that sum micro-batches in float32, by our class and by hand."""
+"""One of two FSDP2 processes whose gradients go elsewhere: to float32 sums, or to steps at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fsdp_shards import WIDTH, before, train
 from processes import finish, join
 from shards import bits
 
-from fused_optim import Adafactor, AdamW, Float32Gradients
+from fused_optim import Adafactor, AdamW, Float32Gradients, step_in_backward
 
 MICRO_BATCHES = 4  # whose mean is exact
 
@@ -19,7 +19,7 @@ def windows(make: Any, mesh: Any, rank: int) -> dict[str, Any]:
     model, optimizer = before(make, mesh=mesh, dtype=torch.bfloat16)
     other, plain = before(make, mesh=mesh, dtype=torch.bfloat16)
     gradients = Float32Gradients(optimizer)
-    counted, differences = [], []
+    counted = []
     for window in range(2):
         sums: dict[Any, torch.Tensor] = {}
         for number in range(MICRO_BATCHES):
@@ -36,17 +36,38 @@ def windows(make: Any, mesh: Any, rank: int) -> dict[str, Any]:
         plain.step()
         for p in sums:
             p.main_grad = None
+    return {"counted": counted, "differences": differing(model, other)}
+
+
+def differing(model: torch.nn.Module, other: torch.nn.Module) -> list[str]:
+    """Return the parameters that are not the same in both models, to the bit."""
     pairs = zip(model.named_parameters(), other.parameters(), strict=True)
-    for (name, p), q in pairs:
-        if bits(p.to_local()) != bits(q.to_local()):
-            differences.append(name)
-    return {"counted": counted, "differences": differences}
+    return [name for (name, p), q in pairs if bits(p.to_local()) != bits(q.to_local())]
+
+
+def at_once(mesh: Any, rank: int, bucket_bytes: int) -> dict[str, Any]:
+    """Return what three steps within the backward pass freed, and how they differ from others."""
+    model, optimizer = before(AdamW, mesh=mesh, dtype=torch.bfloat16)
+    other, plain = before(AdamW, mesh=mesh, dtype=torch.bfloat16)
+    start = [p.to_local().clone() for p in model.parameters() if p.requires_grad]
+    step_in_backward(model, optimizer, bucket_bytes=bucket_bytes)
+    freed = []
+    for step in range(3):
+        train(model, 10 * rank + step)
+        freed.append(all(p.grad is None for p in model.parameters()))
+        train(other, 10 * rank + step)
+        plain.step()
+        plain.zero_grad()
+    trained = [p.to_local() for p in model.parameters() if p.requires_grad]
+    moved = all(not torch.equal(p, q) for p, q in zip(trained, start, strict=True) if p.numel())
+    return {"freed": freed, "moved": moved, "differences": differing(model, other)}
 
 
 def main() -> None:
     rank, _ = join()
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     found = {make.__name__: windows(make, mesh, rank) for make in (AdamW, Adafactor)}
+    found["at once"] = [at_once(mesh, rank, size) for size in (0, 64, 2**20)]
     model, optimizer = before(AdamW, mesh=mesh)
     try:
         Float32Gradients(optimizer, average_over=mesh.get_group())
