@@ -158,6 +158,20 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == modules
 
 
+def test_everything_that_is_shipped_carries_the_licence(
+    wheel: Path, sdist: Path, metadata: Message
+) -> None:
+    licence = (ROOT / "LICENSE").read_bytes()
+    assert licence.split(b"\n")[0].strip() == b"Apache License"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/LICENSE")]
+        assert archive.read(name) == licence
+    with tarfile.open(sdist) as archive:
+        [name] = [name for name in archive.getnames() if name.count("/") == 1 and "LICENSE" in name]
+        assert archive.extractfile(name).read() == licence
+
+
 def test_metadata_requires_torch_by_a_floor_only(metadata: Message) -> None:
     assert metadata["Version"] == runpy.run_path(ROOT / "fused_optim/_version.py")["__version__"]
 
