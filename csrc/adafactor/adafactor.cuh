@@ -15,6 +15,7 @@
 #pragma once
 
 #include "adafactor/math.cuh"
+#include "adafactor/scratch.h"
 #include "common/reduce.cuh"
 
 namespace fused_optim {
@@ -86,31 +87,10 @@ FUSED_MATH bool IsVisited(const Geometry& g) {
   return g.numel <= kVisitElements && g.tiles <= kVisitTiles;
 }
 
-// Offsets into a tensor's part of scratch. Totals over tiles replace the first tile's part, and
-// F4's r in turn replaces the row sums.
-struct ScratchMap {
-  int64_t row_sums;     // [strips, batch * rows]
-  int64_t col_sums;     // [row_tiles, batch * cols]
-  int64_t tile_sums;    // [tiles]: g^2, later u^2
-  int64_t tile_params;  // [tiles]: p^2
-  int64_t line_means;   // [batch, row_jobs]: sums of the row means of g^2
-  int64_t line_old;     // [batch, row_jobs]: sums of R before the step
-  int64_t size;
-};
-
-enum Scalar : int { kGradSum, kParamSum, kUpdateSum, kAlpha, kRowFactor, kArrived, kScalars = 8 };
-
 FUSED_MATH ScratchMap ScratchMapOf(const Geometry& g) {
-  ScratchMap map;
   const int64_t lines = g.linear ? 0 : 1;
-  map.row_sums = kScalars;
-  map.col_sums = map.row_sums + lines * g.strips * g.batch * g.rows;
-  map.tile_sums = map.col_sums + lines * g.row_tiles * g.batch * g.cols;
-  map.tile_params = map.tile_sums + g.tiles;
-  map.line_means = map.tile_params + g.tiles;
-  map.line_old = map.line_means + lines * g.batch * g.row_jobs;
-  map.size = map.line_old + lines * g.batch * g.row_jobs;
-  return map;
+  return LaidOut(lines * g.strips * g.batch * g.rows, lines * g.row_tiles * g.batch * g.cols,
+                 g.tiles, lines * g.batch * g.row_jobs);
 }
 
 }  // namespace fused_optim

@@ -44,9 +44,7 @@ int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols) {
 
 AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols) {
   const Geometry shape = GeometryOf(batch, rows, cols);
-  const ScratchMap map = ScratchMapOf(shape);
-  return {kGradSum,     kParamSum,      kUpdateSum,   map.row_sums,
-          map.col_sums, map.line_means, map.line_old, shape.linear ? 0 : shape.row_jobs};
+  return SumPlacesOf(ScratchMapOf(shape), shape.linear ? 0 : shape.row_jobs);
 }
 
 bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols) {

@@ -18,7 +18,7 @@ struct TensorTask {
   TensorDraw source;
   ParamAccess params;
   float* scratch;
-  bool wants_sum;  // of the squares of the gradient, whether or not the step needs it
+  bool wants_sum;  // whether the caller asks for the sum of the gradient's squares
 
   bool Factored() const { return t.max_exp_avg_sq != 0; }
   float* RowState() const { return GlobalPointer<float>(t.exp_avg_sq); }
@@ -124,7 +124,7 @@ inline void SumTile(const TensorTask& task, int64_t tile) {
                  first_col);
 }
 
-// The sums of a tensor, once its tiles are there.
+// Adds up the sums of a tensor's tiles.
 inline void FoldTotals(const TensorTask& task) {
   const int64_t tiles = task.shape.tiles;
   task.scratch[kGradSum] = ChainSumOf(task.scratch + task.map.tile_sums, tiles);
@@ -179,7 +179,7 @@ inline void FoldLines(const TensorTask& task, int64_t part) {
   task.scratch[task.map.line_old + slot] = ChainSumOf(task.RowState() + at, lines);
 }
 
-// F3 to F5 of what a tensor has one of.
+// F3 to F5 of the scalars of a tensor: its root mean square, step size and, if it is linear, R.
 inline void FinaliseTotals(const TensorTask& task) {
   const float clip = task.prepare.clip;
   const float rms =
@@ -197,7 +197,7 @@ inline void FinaliseTotals(const TensorTask& task) {
   task.scratch[kRowFactor] = InverseRoot(Divide(*state, mean));
 }
 
-// One line job of F3 and F4: the statistics, and r or c in place of the sums.
+// One line job of F3 and F4: updates statistics, and writes r or c in place of their sums.
 inline void FinaliseLines(const TensorTask& task, int64_t part) {
   const Tiling& shape = task.shape;
   const LineJob job = LineJobOf(shape, part);
@@ -216,7 +216,8 @@ inline void FinaliseLines(const TensorTask& task, int64_t part) {
     }
     return;
   }
-  // The mean of the new R, from the means of its two parts: no job waits for others.
+  // The mean of the new R follows from the means of the old R and of the sums, so that no job
+  // waits for others.
   const int64_t slots = job.batch * shape.row_jobs;
   const float mean_sum = ChainSumOf(task.scratch + task.map.line_means + slots, shape.row_jobs);
   const float old_sum = ChainSumOf(task.scratch + task.map.line_old + slots, shape.row_jobs);

@@ -1,12 +1,12 @@
 // Adafactor's ops of ops.h on CPU threads. Items are whole tensors.
 //
-// A small tensor goes through all stages on one thread, and a larger one, stage by stage, on all
-// threads, before the next begins: so that what its stages read again is in a cache where it fits.
-// Shards alone take the stages in separate ops, as their sums are added to in between.
+// A small tensor goes through all stages on one thread. A larger one goes stage by stage on all
+// threads before the next tensor begins, so that a tensor that fits a cache is read from memory
+// once. Only shards take the stages in separate ops, because processes exchange sums in between.
 //
-// note: [back and forth] Sums end with a tensor's last tiles, which are what a cache still holds of
-// one larger than it. The sums of updates begin there and go backwards, and the apply stage
-// forwards again.
+// note: [back and forth] Of a tensor larger than the cache, the cache still holds the last tiles
+// when its gradients have been summed. So the sums of updates begin at the last tile and go
+// backwards, and the apply stage goes forwards again.
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -106,9 +106,7 @@ int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols) {
 
 AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols) {
   const Tiling shape = TilingOf(batch, rows, cols);
-  const ScratchMap map = ScratchMapOf(shape);
-  return {kGradSum,     kParamSum,      kUpdateSum,   map.row_sums,
-          map.col_sums, map.line_means, map.line_old, shape.row_jobs};
+  return SumPlacesOf(ScratchMapOf(shape), shape.row_jobs);
 }
 
 void AdafactorStatistics(const LaunchTarget& target, const LaunchArguments& launch,

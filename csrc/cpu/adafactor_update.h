@@ -103,7 +103,7 @@ FUSED_DEVICE void ForPieces(const TensorTask& task, const Segment& at, const Fun
             multipliers});
 }
 
-// F6 of a tile. What has no lines goes through F3 on the way.
+// F6 of a tile, and before it F3 of tensors without lines.
 inline void SumUpdatesOfTile(const TensorTask& task, int64_t tile) {
   const AdafactorRow row = task.row;
   const Preparation prepare = task.prepare;

@@ -36,7 +36,7 @@ class SegmentBits {
   uint16_t halves_[kSegment + 16];
 };
 
-// The random source of a tensor, with what all its segments share.
+// The random source of a tensor, and the round keys that all its segments share.
 struct TensorDraw {
   Draw draw;
   RoundKeys keys;
@@ -75,7 +75,7 @@ inline void StoreMomentSegment(const TensorRecord& t, const TensorDraw& source, 
   });
 }
 
-// Parameters whose dtype and mode were looked up once for a whole tile.
+// How to load and store parameters of one dtype and mode, looked up once for a whole tensor.
 struct ParamAccess {
   void (*load)(const TensorRecord& t, int64_t index, int count, float* p);
   void (*store)(const TensorRecord& t, const TensorDraw& source, int64_t index, int count,
@@ -125,7 +125,7 @@ inline ParamAccess AccessOf(int64_t dtype, Mode mode) {
   return access;
 }
 
-// What elements of a dtype are in float32.
+// Elements of one dtype, read as float32.
 template <int64_t kDtype>
 struct View {
   using Stored = std::conditional_t<kDtype == kFloat64, double,

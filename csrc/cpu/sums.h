@@ -9,7 +9,8 @@ namespace fused_optim {
 
 constexpr int kSums = 32;  // chains of a sum; a segment's are not longer than 32 then
 
-// Calls add(i, chain) for each element, so that a loop of its own adds to each chain.
+// Calls add(i, chain) for each element i. The inner loop runs over chains, which makes it a loop
+// over vectors.
 template <typename Function>
 FUSED_DEVICE void InChains(int count, const Function& add) {
   int i = 0;

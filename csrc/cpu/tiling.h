@@ -1,13 +1,15 @@
-// How the CPU backend cuts a tensor of Adafactor into tiles, and where its sums live in scratch.
+// How the CPU backend cuts a tensor of Adafactor into tiles, and a tile into segments.
 //
-// note: [kinds] A matrix is cut into tiles of up to 512 columns; sums along rows are of a tile's
-// columns, sums down columns of its rows, and lines add up what the tiles have. Two kinds of
-// tensors keep no sums of lines. A *linear* tensor is one row, whose column statistics, if it has
-// any, are element by element. In a *packed* one matrices are so small that a tile holds many, and
-// whoever needs the sum of a line adds it up.
+// note: [kinds] A matrix is cut into tiles of up to 8,192 columns. A tile sums its own part of each
+// row and column, and line jobs add up what the tiles have. Two kinds of tensors keep no sums of
+// lines. A *linear* tensor is a single row; its column statistics, if it has any, are one number
+// for each element. The matrices of a *packed* tensor are so small that a tile holds many of them,
+// and each stage adds up the lines that it needs.
 #pragma once
 
 #include <cstdint>
+
+#include "adafactor/scratch.h"
 
 namespace fused_optim {
 
@@ -65,38 +67,18 @@ inline Tiling TilingOf(int64_t batch, int64_t rows, int64_t cols) {
   return shape;
 }
 
-// Offsets into a tensor's part of scratch, in floats. Totals over tiles replace the first tile's
-// part, and F4's r and c in turn replace the sums.
-struct ScratchMap {
-  int64_t row_sums;     // [col_tiles, batch * rows]
-  int64_t col_sums;     // [row_tiles, batch * cols]
-  int64_t tile_sums;    // [tiles]: g^2, later u^2
-  int64_t tile_params;  // [tiles]: p^2
-  int64_t line_means;   // [batch, row_jobs]: sums of the row means of g^2
-  int64_t line_old;     // [batch, row_jobs]: sums of R before the step
-  int64_t size;
-};
-
-// The first floats of a tensor's part.
-enum Scalar : int { kGradSum, kParamSum, kUpdateSum, kAlpha, kRowFactor, kScalars = 8 };
-
 inline ScratchMap ScratchMapOf(const Tiling& shape) {
-  ScratchMap map;
-  map.row_sums = kScalars;
-  map.col_sums = map.row_sums + shape.col_tiles * shape.batch * shape.rows;
-  map.tile_sums = map.col_sums + shape.row_tiles * shape.batch * shape.cols;
-  map.tile_params = map.tile_sums + shape.tiles;
-  map.line_means = map.tile_params + shape.tiles;
-  map.line_old = map.line_means + shape.batch * shape.row_jobs;
-  map.size = map.line_old + shape.batch * shape.row_jobs;
-  return map;
+  return LaidOut(shape.col_tiles * shape.batch * shape.rows,
+                 shape.row_tiles * shape.batch * shape.cols, shape.tiles,
+                 shape.batch * shape.row_jobs);
 }
 
-// Consecutive elements of a tile: of a linear tensor, whole matrices, whole rows, or of one row.
+// Consecutive elements of a tile: a part of a linear tensor or of one row, or some whole rows or
+// whole packed matrices.
 struct Segment {
   int64_t index;  // of the first element
-  int64_t row;    // the first one's, all batch indices counted; of a packed tensor its matrix
-  int64_t col;    // the first one's, into the column statistics
+  int64_t row;    // its row, counted over the whole batch; its matrix in a packed tensor
+  int64_t col;    // its place in the column statistics
   int rows;       // matrices of a packed tensor
   int width;      // elements of a row
   int offset;     // of the first column in the tile

@@ -69,7 +69,7 @@ SHAPES = (
     (50_000, 3, 3),
     (0, 4),
 )
-"""Whose tiles are of each kind, some for one thread and some for all."""
+"""Tensors of each kind of tile, some small enough for one thread, others for all threads."""
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])

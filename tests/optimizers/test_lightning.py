@@ -13,7 +13,7 @@ from regression import Regression, loader
 lightning = pytest.importorskip("pytorch_lightning")
 from pytorch_lightning.plugins.precision import MixedPrecision  # noqa: E402
 
-# Its own warnings are no concern of these tests.
+# Warnings of Lightning itself are no concern of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NORM = 0.1
@@ -90,7 +90,7 @@ def test_bf16_mixed_accumulates_clips_and_resumes(name: str, tmp_path: Path) -> 
 
 @ROWS
 def test_16_mixed_unscales_and_clips_within_the_step(name: str, tmp_path: Path) -> None:
-    """On a CPU it takes a precision plugin with a scaler for CPUs."""
+    """Lightning needs a precision plugin with a scaler for CPUs there."""
     module = Module(row(name), max_grad_norm=NORM)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
     trainer = fit(module, tmp_path, 2, plugins=[plugin])
