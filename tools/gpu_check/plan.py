@@ -4,6 +4,7 @@ A stage comes before those that its failure would explain.
 """
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -128,6 +129,9 @@ def parity_files() -> list[str]:
     return [str(path) for path in files if "each_backend" in path.read_text()]
 
 
+_FIGURES = "--parts ratios --quick --shapes llama-8b-2l,t5-base,one-16M,lora-r16,tiny-1000,gpt2-124M"
+_FIGURES += " --only 'torch_compat.AdamW vs torch AdamW fused,AdamW vs torch AdamW fused,Lion vs for"
+_FIGURES += ",Adafactor stochastic vs,T5 stochastic vs,compat.Adafactor vs torch Adafactor'"
 _REHEARSED = "--shapes smoke --only torch_compat.Adam --rounds 3 --warm-up 0"
 
 
@@ -142,7 +146,7 @@ def bench(
         where = ("--device", context.device, "--json", context.record(name), *limit)
         some = words if context.on_gpu else f"{words} {rehearsed}".replace("--full", "")
         some += " --quick" if "--sweep" in words and context.quick else ""
-        return module(context.python, "bench", *where, *some.split())
+        return module(context.python, "bench", *where, *shlex.split(some))
 
     full_only = "--full" in words
     return Stage(name, title, *seconds, command, stages.collect_figures, full_only=full_only)
@@ -158,15 +162,17 @@ def report_command(context: Context) -> list[str]:
 
 STAGES: tuple[Stage, ...] = (
     Stage("environment", "what this machine is", 15, 90, probe_command, stages.collect_probe),
-    Stage("build", "the package, for this GPU alone", 45, 240, build_command, stages.collect_build),
+    Stage("build", "the package, for this GPU alone", 90, 240, build_command, stages.collect_build),
     smoke("cuda", 20),
-    smoke("triton", 45),
+    bench("figures", "what matters most, beside torch and transformers", (100, 180), _FIGURES),
     tests("tests-gpu", "the tests that need a GPU", (60, 300), "-m", "gpu and not long"),
     parity("cuda", 60),
-    parity("triton", 100),
-    bench("bench", "the five-minute benchmarks", (300, 420), "--parts ratios,rows --quick"),
     sanitizer("memcheck", "cuda"),
     sanitizer("racecheck", "cuda"),
+    sanitizer("synccheck", "cuda"),
+    smoke("triton", 45),
+    parity("triton", 100),
+    bench("bench", "the five-minute benchmarks", (300, 420), "--parts ratios,rows --quick"),
     sanitizer("memcheck", "triton"),
     sanitizer("racecheck", "triton"),
     tests("large", "tensors beyond 2^31 elements", (40, 180), *_LARGE, dist=None),
