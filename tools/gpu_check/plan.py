@@ -56,7 +56,7 @@ def _pytest(context: Context, stage: str, arguments: Sequence[str], dist: str | 
     pytest logs a line as each test ends, and writes the record when all tests have ended.
     """
     packages = _need(context, "pytest")
-    options = ["-v", "-rN", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    options = ["-v", "-rN", "--tb=short", "-pno:cacheprovider", "-pno:benchmark", *arguments]
     options += [f"--junitxml={context.record(stage)}"]
     options += ["--timeout", "180"] if packages.get("pytest-timeout") else []
     if packages.get("pytest-xdist"):
