@@ -29,6 +29,7 @@ MAKES = {
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     where: Path = tmp_path_factory.mktemp("nccl") / "rendezvous"
+    torch.cuda.set_device(0)  # a mesh warns of having to guess it
     torch.distributed.init_process_group(
         "cpu:gloo,cuda:nccl", init_method=f"file://{where}", rank=0, world_size=1
     )
