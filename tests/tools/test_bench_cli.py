@@ -251,6 +251,7 @@ def test_a_process_that_dies_is_reported() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Profiler clears events")  # as torch 2.11 says of any trace
 def test_on_a_gpu_launches_and_host_times_are_measured(tmp_path: Path, pairs) -> None:
     pairs(PAIR)
     status, found = measure(tmp_path / "a.json", "--device", "cuda", "--parts", "ratios")

@@ -16,6 +16,8 @@ import pytest
 from gpu_check_calls import PASS, call, context, page, stage
 
 from bench import ROOT, system
+from bench.__main__ import parser
+from bench.pairs import PAIRS
 from tools.gpu_check import __main__ as check
 from tools.gpu_check import engine, plan, stages
 
@@ -103,6 +105,23 @@ def test_a_missing_tool_is_a_reason(tmp_path: Path) -> None:
     status, kept = call(tmp_path, lacking)
     assert (status, kept.stages["lacking"].status) == (0, "skipped")
     assert "| lacking | there is no such tool |" in page(tmp_path)
+
+
+def test_figures_come_before_suites_and_name_pairs_that_exist(tmp_path: Path) -> None:
+    names = [s.name for s in plan.STAGES]
+    assert names.index("smoke-cuda") < names.index("figures") < names.index("tests-gpu")
+    where = context(tmp_path, "cuda")
+    where.limit_s = 100.0
+    command = plan.STAGES[names.index("figures")].command(where)
+    options = parser().parse_args(command[command.index("--device") :])
+    assert len(options.shapes) == 5
+    for text in options.only.split(","):
+        assert any(text in str(pair) for pair in PAIRS)
+
+
+def test_suites_of_several_processes_run_without_benchmarks(tmp_path: Path) -> None:
+    """pytest-benchmark warns of pytest-xdist, and warnings are errors."""
+    assert "-pno:benchmark" in plan.parity("cuda", 60).command(context(tmp_path, "cuda"))
 
 
 def test_a_page_is_drawn_where_that_is_possible(tmp_path: Path) -> None:

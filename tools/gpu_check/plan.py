@@ -1,6 +1,6 @@
 """Which stages there are, in order, and which of them a call runs.
 
-A stage comes before those that its failure would explain.
+A stage comes before those that its failure would explain, and figures come before suites.
 """
 
 import os
