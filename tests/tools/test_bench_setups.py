@@ -147,6 +147,15 @@ def test_other_adafactors_disagree(changes: dict) -> None:
         agreement.check(subject("Adafactor T5"), other, "ours and theirs")
 
 
+@pytest.mark.parametrize("changes", [{"betas": (0.8, 0.99)}, {"lr": 1.05e-4}])
+def test_other_lions_disagree(changes: dict) -> None:
+    options = {**SETUPS["for-loop Lion"].options, **changes}
+    changed = Setup("changed", "lion", "torch", "bench.lion:ForLoopLion", options)
+    other = Subject(changed, "smoke", "fp32", DEVICE)
+    with pytest.raises(DisagreementError):
+        agreement.check(subject("Lion"), other, "ours and theirs")
+
+
 def test_one_pass_traffic_follows_from_the_state() -> None:
     for name, dtype, expected in (
         ("torch AdamW fused", "fp32", 28),
