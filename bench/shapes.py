@@ -20,8 +20,8 @@ def gpt2(width: int, layers: int, vocabulary: int = 50257, context: int = 1024) 
 
 
 def llama(layers: int, width: int = 4096, hidden: int = 14336, vocabulary: int = 128256) -> Shapes:
-    """Llama 3.1: grouped attention with a quarter of the heads, no biases, untied output layer."""
-    attention: Shapes = [(width, width), (width // 4, width), (width // 4, width), (width, width)]
+    """Llama 3.1: 8 heads of 128 for keys and values, no biases, untied output layer."""
+    attention: Shapes = [(width, width), (1024, width), (1024, width), (width, width)]
     block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
     return [(vocabulary, width), *block * layers, (width,), (vocabulary, width)]
 

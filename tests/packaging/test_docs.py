@@ -14,6 +14,7 @@ import written_pages
 pytest.importorskip("pandas")
 
 import readme_page
+import scaling_page
 
 from bench import results
 from fused_optim.backends import dispatch
@@ -91,8 +92,9 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
     [
         (readme_page, "README", "cpu"),
         (precision_page, "PAGE", "training"),
+        (scaling_page, "PAGE", "memory"),
     ],
-    ids=["readme", "precision"],
+    ids=["readme", "precision", "scaling"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

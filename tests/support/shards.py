@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from fused_optim.distributed.geometry import shard_at
+from fused_optim.distributed.placement import wrapped
+
 Placed = tuple[str, tuple]
 """(name of a mesh, placements on it); an empty name is no mesh."""
 
@@ -56,6 +59,15 @@ def placed(whole: torch.Tensor, place: Placed, known: dict[str, Any]) -> torch.T
     local = part(whole, known[mesh], placements).clone(memory_format=torch.contiguous_format)
     options = {"run_check": False, "shape": whole.shape, "stride": whole.stride()}
     return DTensor.from_local(local, known[mesh], placements, **options)
+
+
+def meta_parts(
+    shapes: Iterable[Sequence[int]], mesh: Any, placements: tuple, dtype: torch.dtype
+) -> list[torch.nn.Parameter]:
+    """Return parameters of which this process holds its part, without memory."""
+    boxes = [(tuple(shape), shard_at(mesh, placements, shape).shape) for shape in shapes]
+    parts = [(shape, torch.empty(box, dtype=dtype, device="meta")) for shape, box in boxes]
+    return [torch.nn.Parameter(wrapped(local, mesh, placements, shape)) for shape, local in parts]
 
 
 def part(whole: torch.Tensor, mesh: Any, placements: tuple) -> torch.Tensor:
