@@ -152,7 +152,8 @@ class Steady:
             run: runs the ops of a step.
         """
         try:
-            found = self._unchanged(optimizer, settings)
+            with torch._C.DisableTorchFunctionSubclass():  # else DTensors' attributes take thrice
+                found = self._unchanged(optimizer, settings)
         except (TypeError, RuntimeError, AttributeError, KeyError):
             return False  # a gradient or a state is missing, sparse or no tensor
         if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from processes import needs_gloo
+from shards import world_of
 
 import fused_optim
 from fused_optim.distributed import geometry, placement
@@ -22,14 +24,8 @@ SHAPES = ((8, 12), (7, 5), (3, 2, 9), (1, 4), (0, 3), (13,))
 @pytest.fixture
 def world() -> Iterator[Any]:
     """Start a process group of any size and rank in which nothing is ever sent."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    def start(rank: int, size: int) -> None:
-        torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
-
-    yield start
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with contextlib.ExitStack() as started:
+        yield lambda rank, size: started.enter_context(world_of(size, rank))
 
 
 def placings(mesh: tuple[int, ...], ndim: int) -> Iterator[tuple]:

@@ -7,46 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-from host_steps import CASES, no_kernels, tensors
+from host_steps import CASES, no_kernels, renew_gradients, tensors
 from host_work import FEW, MANY, calls_of, operations_of
 from processes import needs_gloo
+from shards import world_of
 
 pytestmark = needs_gloo
 
 
 @pytest.fixture
 def mesh() -> Iterator[Any]:
-    """A mesh of two processes, of which only this one is there: nothing may be sent."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield torch.distributed.init_device_mesh("cpu", (2,))
-    torch.distributed.destroy_process_group()
+    with world_of(2):
+        yield torch.distributed.init_device_mesh("cpu", (2,))
 
 
 def steady_step(name: str, count: int, mesh: Any, new_gradients: bool) -> Callable[[], Any]:
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-
-    params = tensors(count)
-    if mesh is not None:
-        wholes = [torch.ones(16, 4) for _ in params]
-        params = [
-            torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
-            for whole in wholes
-        ]
-
-    def renew() -> None:
-        grads = [torch.zeros(8, 4) for _ in params]
-        for param, grad in zip(params, grads, strict=True):
-            spread = mesh is not None
-            param.grad = DTensor(grad, param._spec, requires_grad=False) if spread else grad
-
-    renew()
+    params = tensors(count, mesh)
     optimizer = CASES[name](params)
     for _ in range(2):
         optimizer.step()
     if new_gradients:
-        renew()
+        renew_gradients(params)
     return optimizer.step
 
 

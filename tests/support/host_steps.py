@@ -17,12 +17,15 @@ from unittest import mock
 
 import bench_package  # noqa: F401
 import torch
+from shards import world_of
+from torch.distributed.tensor import DTensor, Shard
 
 import fused_optim
 from bench import timing
 from fused_optim import torch_compat
 from fused_optim.backends import dispatch
 from fused_optim.backends.interface import Needs
+from fused_optim.distributed.placement import wrapped
 from fused_optim.ops import OPS
 
 CASES: dict[str, Callable[[list], torch.optim.Optimizer]] = {
@@ -33,18 +36,21 @@ CASES: dict[str, Callable[[list], torch.optim.Optimizer]] = {
 TENSORS, ROUNDS = 1000, 100
 
 
-def tensors(count: int) -> list[torch.nn.Parameter]:
-    """Return small parameters with gradients; only their number costs host time."""
+def tensors(count: int, mesh: Any = None) -> list[torch.nn.Parameter]:
+    """Return small parameters with gradients, DTensors on a mesh; only their number costs time."""
     params = [torch.nn.Parameter(torch.ones(8, 4)) for _ in range(count)]
+    if mesh is not None:
+        whole = (8 * mesh.size(), 4)
+        params = [torch.nn.Parameter(wrapped(p.data, mesh, (Shard(0),), whole)) for p in params]
     renew_gradients(params)
     return params
 
 
 def renew_gradients(params: list[torch.nn.Parameter]) -> None:
     """Give every parameter a new gradient at a new address, as a backward pass may."""
-    grads = [torch.zeros_like(p) for p in params]  # all of them while the old ones are there
+    grads = [torch.zeros(8, 4) for _ in params]  # all of them while the old ones are there
     for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
+        p.grad = DTensor(grad, p._spec, requires_grad=False) if isinstance(p, DTensor) else grad
 
 
 @contextlib.contextmanager
@@ -65,6 +71,21 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
 
 
+def time_parts(timer: timing.CpuTimer) -> None:
+    """Print what DTensors cost over plain tensors where no sums are exchanged."""
+    print(f"\n{'us per step, the shortest':36}{'plain':>8}{'DTensors':>10}{'ratio':>8}")
+    with world_of(2), no_kernels():
+        mesh = torch.distributed.init_device_mesh("cpu", (2,))
+        for name in ("AdamW", "torch_compat.AdamW"):
+            params = [tensors(TENSORS, where) for where in (None, mesh)]
+            steps = [CASES[name](mine).step for mine in params]
+            same = timing.in_turns(steps, timer, ROUNDS)
+            new = timing.in_turns(steps, Renewing(timer, params, steps), ROUNDS)
+            for what, times in (("same gradients", same), ("new ones", new)):
+                plain, parts = (1e3 * min(each.ms) for each in times)
+                print(f"{name + ', ' + what:36}{plain:8.0f}{parts:10.0f}{parts / plain:8.2f}")
+
+
 def main() -> None:
     timer = timing.CpuTimer()
     torch_fused = {"torch fused": lambda params: torch.optim.AdamW(params, fused=True)}
@@ -80,6 +101,7 @@ def main() -> None:
     for name, old, fresh in zip(params, same, new, strict=True):
         us, ratios = 1e3 * min(fresh.ms), (min(fresh.ms) / min(t.ms) for t in (new[-1], least))
         print(f"{name:28}{1e3 * min(old.ms):16.0f}{us:10.0f}", *(f"{r:8.2f}" for r in ratios))
+    time_parts(timer)
 
 
 class Renewing:

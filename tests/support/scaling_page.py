@@ -7,22 +7,19 @@ exchanged, by the package's own code, in a process group that sends nothing. Not
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import bench_package  # noqa: F401
 import torch
 import torch.distributed as dist
 import written_pages
-from shards import meta_parts
+from shards import meta_parts, world_of
 from torch.distributed.tensor import Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from watch import watched
 
 import fused_optim
@@ -82,18 +79,6 @@ class Cost:
     reduces: tuple[int, ...]
 
 
-@contextlib.contextmanager
-def world(size: int) -> Iterator[None]:
-    """Be the first of ``size`` processes; it holds the largest part of every tensor."""
-    excepthook = sys.excepthook  # which torch wraps once more for each process group
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        sys.excepthook = excepthook
-
-
 def cost(make: Make, shapes: list[tuple[int, ...]], mesh: Any) -> Cost:
     """Count one optimizer's cost where every parameter is split by its first dimension."""
     parts = functools.partial(
@@ -136,7 +121,8 @@ def _reduced(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
 def costs(model: str, replicas: int, shards: int) -> dict[str, Cost]:
     """Return the costs of every setup."""
     sizes = (replicas, shards) if replicas > 1 else (shards,)
-    with world(replicas * shards):
+    # The first process holds the largest part of every tensor.
+    with world_of(replicas * shards):
         mesh = dist.init_device_mesh("cpu", sizes)
         return {name: cost(make, MODELS[model], mesh) for name, make in SETUPS.items()}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,21 @@ Placed = tuple[str, tuple]
 """(name of a mesh, placements on it); an empty name is no mesh."""
 
 PLAIN: Placed = ("", ())
+
+
+@contextlib.contextmanager
+def world_of(size: int, rank: int = 0) -> Iterator[None]:
+    """Be one of ``size`` processes of which no other is there: nothing is ever sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    excepthook = sys.excepthook  # which torch wraps once more for each process group
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        sys.excepthook = excepthook
 
 
 def meshes() -> dict[str, Any]:
