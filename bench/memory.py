@@ -33,7 +33,7 @@ def measure(subject: Subject, shapes: str) -> Memory:
         *(subject.setup.name, subject.setup.source, shapes, subject.dtype, count),
         state_bytes_per_parameter=round(state / count, 4),
         bytes_per_parameter=round((state + subject.param_bytes()) / count, 4),
-        transient_bytes=_cuda_transient(subject) if cuda else _cpu_transient(subject),
+        transient_bytes=_cuda_transient(subject) if cuda else cpu_transient(subject.step),
     )
 
 
@@ -87,11 +87,11 @@ def _cuda_transient(subject: Subject) -> int:
     return torch.cuda.max_memory_allocated(subject.device) - before
 
 
-def _cpu_transient(subject: Subject) -> int | None:
+def cpu_transient(step: Any) -> int | None:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        subject.step()
+        step()
     # Private to torch, so optional: the public tables add allocations up and have no maximum.
     kineto = getattr(trace.profiler, "kineto_results", None)
     if kineto is None:

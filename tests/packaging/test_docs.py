@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import written_pages
 
 pytest.importorskip("pandas")
 
+import backward_page
 import readme_page
 import scaling_page
 
@@ -22,6 +24,19 @@ from fused_optim.backends import dispatch
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_figures_of_steps_in_backward_passes_are_those_measured() -> None:
+    page = backward_page.PAGE.read_text()
+    assert written_pages.filled(page, backward_page.TABLES) == page
+    rows = json.loads(backward_page.RESULTS.read_text())["rows"]
+    assert len(rows) == 12
+    for row in rows:
+        # What is saved: all gradients but one, and but those of the bucket that fills.
+        gradients = backward_page.gradient_bytes(row["dtype"])
+        one = gradients // backward_page.LAYERS
+        saved = row["plain_peak_bytes"] - row["peak_bytes"]
+        assert saved >= gradients - row["bucket_bytes"] - 2 * one
 
 
 def test_cpu_figures_are_those_of_the_committed_results() -> None:
@@ -91,10 +106,11 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
     ("command", "page", "block"),
     [
         (readme_page, "README", "cpu"),
+        (backward_page, "PAGE", "in_backward"),
         (precision_page, "PAGE", "training"),
         (scaling_page, "PAGE", "memory"),
     ],
-    ids=["readme", "precision", "scaling"],
+    ids=["readme", "in_backward", "precision", "scaling"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
