@@ -53,9 +53,10 @@ def training(make: Make, dtype: torch.dtype, bucket_bytes: int | None) -> Callab
     return step
 
 
-def gradient_bytes(dtype: str) -> int:
-    """Return the bytes of all gradients of the model."""
-    return LAYERS * WIDTH * WIDTH * getattr(torch, dtype).itemsize
+def bytes_of(dtype: str) -> tuple[int, int]:
+    """Return the bytes of all gradients of the model, and of what the forward pass keeps."""
+    size = getattr(torch, dtype).itemsize
+    return LAYERS * WIDTH * WIDTH * size, LAYERS * BATCH * WIDTH * size
 
 
 def measured(rounds: int = ROUNDS) -> dict[str, Any]:
