@@ -14,7 +14,7 @@ from fused_optim.ops import AdafactorRow
 from fused_optim.optimizers import validation
 from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
 from fused_optim.optimizers.scalars import Scalar, minimum, number, sign, sqrt
-from fused_optim.precision.state import StateTensor
+from fused_optim.precision.state import StateTensor, moment
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,8 +41,14 @@ class AdafactorFamily(FusedOptimizer):
 
 
 def statistics_dtype(param: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's statistics: float32, whatever ``state_dtype`` says."""
+    """Return the dtype of a parameter's statistics of rows and columns."""
     return precision.math_dtype(param.dtype)
+
+
+def unfactored(key: str, group: dict[str, Any], param: torch.Tensor) -> StateTensor:
+    """Return the second moment of a vector: float32, or in 8 bits where it is asked for."""
+    packs = group["state_dtype"] == "int8" and param.dtype is not torch.float64
+    return moment(key, "exp_avg_sq", torch.uint8 if packs else statistics_dtype(param), param)
 
 
 class Adafactor(AdafactorFamily):
@@ -63,9 +69,9 @@ class Adafactor(AdafactorFamily):
     Leading dimensions are batches of matrices; tensors of fewer than two dimensions keep a full
     second moment. All statistics are float32 (float64 for float64 parameters).
 
-    Memory: next to nothing for matrices, 4 bytes per element for vectors; ``beta1`` adds 4 bytes
-    per parameter (2 with ``state_dtype=torch.bfloat16``), ``low_precision`` 2 for bfloat16 and 4
-    for float16 parameters by default.
+    Memory: next to nothing for matrices, 4 bytes per element for vectors (1.02 with
+    ``state_dtype="int8"``); ``beta1`` adds 4 bytes per parameter (2 with ``torch.bfloat16``, 1.02
+    with ``"int8"``), ``low_precision`` 2 for bfloat16 and 4 for float16 parameters by default.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -79,9 +85,8 @@ class Adafactor(AdafactorFamily):
         scale_parameter: scale the learning rate with the parameter's root mean square.
         relative_step: :math:`\rho_t = \min(10^{-2}, 1/\sqrt t)` instead of ``lr``.
         warmup_init: with ``relative_step``, :math:`\rho_t = \min(10^{-6} t, 1/\sqrt t)`.
-        **common: ``backend``, ``low_precision``, ``state_dtype`` (of the first moment),
-            ``maximize``, ``capturable``, ``max_grad_norm`` and ``seed``; see
-            `fused_optim.optimizers.base.FusedOptimizer`.
+        **common: ``backend``, ``low_precision``, ``state_dtype``, ``maximize``, ``capturable``,
+            ``max_grad_norm`` and ``seed``; see `fused_optim.optimizers.base.FusedOptimizer`.
 
     Raises:
         ValueError: a hyperparameter is out of range, options contradict each other, or a parameter
@@ -193,9 +198,11 @@ class Adafactor(AdafactorFamily):
         spec = (StateTensor("RMS", "rms", dtype, "scalar", needed=False),)
         if group["beta1"] is not None:
             first, _ = precision.resolve_state_dtype(group["state_dtype"], param.dtype)
-            spec += (StateTensor("exp_avg", "exp_avg", first, may_begin_late=True),)
+            spec += (
+                moment("exp_avg", "exp_avg", first, param, in_tiles=True, may_begin_late=True),
+            )
         if param.dim() < 2:
-            return (*spec, StateTensor("exp_avg_sq", "exp_avg_sq", dtype))
+            return (*spec, unfactored("exp_avg_sq", group, param))
         return (
             *spec,
             StateTensor("exp_avg_sq_row", "exp_avg_sq", dtype, "rows"),

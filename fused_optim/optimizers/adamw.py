@@ -12,7 +12,7 @@ from fused_optim import precision
 from fused_optim.ops import AdamWRow
 from fused_optim.optimizers import adam_scalars, validation
 from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
-from fused_optim.precision.state import StateTensor
+from fused_optim.precision.state import StateTensor, moment
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,11 +26,12 @@ class AdamFamily(FusedOptimizer):
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
         first, second = precision.resolve_state_dtype(group["state_dtype"], param.dtype)
         spec = (
-            StateTensor("exp_avg", "exp_avg", first),
-            StateTensor("exp_avg_sq", "exp_avg_sq", second),
+            moment("exp_avg", "exp_avg", first, param, unit="exp_avg_sq"),
+            moment("exp_avg_sq", "exp_avg_sq", second, param),
         )
         if group.get("amsgrad", False):
-            spec += (StateTensor("max_exp_avg_sq", "max_exp_avg_sq", second, may_begin_late=True),)
+            key = "max_exp_avg_sq"
+            spec += (moment(key, key, second, param, may_begin_late=True),)
         return spec
 
 
@@ -48,8 +49,9 @@ class AdamW(AdamFamily):
     root before its bias correction. For torch's semantics see `fused_optim.torch_compat.AdamW`.
 
     Memory: 8 bytes per parameter of state with the default float32 moments, 4 with
-    ``state_dtype=torch.bfloat16``; 2 more for a bfloat16 parameter (its remainder) and 4 for a
-    float16 one (its master) with the default ``low_precision``.
+    ``state_dtype=torch.bfloat16`` and 2.03 with ``state_dtype="int8"``; 2 more for a bfloat16
+    parameter (its remainder) and 4 for a float16 one (its master) with the default
+    ``low_precision``.
 
     Args:
         params: parameters, named parameters or parameter groups.

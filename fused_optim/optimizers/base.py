@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 
@@ -44,7 +44,7 @@ class CommonOptions(TypedDict, total=False):
 
     backend: str
     low_precision: str
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | Literal["int8"] | None
     maximize: bool
     capturable: bool
     max_grad_norm: float | None
@@ -66,7 +66,8 @@ class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.op
             is named.
         low_precision: how the float32 value of a 16-bit parameter is kept: ``"auto"``,
             ``"nearest"``, ``"stochastic"``, ``"kahan"``, ``"split"`` or ``"master"``.
-        state_dtype: how moments are stored, or None for torch's footprint.
+        state_dtype: how moments are stored: ``torch.float32``, ``torch.bfloat16``,
+            ``torch.float16``, ``"int8"``, or None for torch's footprint.
         maximize: ascend instead of descend.
         capturable: keep step counts and learning rates on the device, for CUDA graphs:
             ``state[p]["step"]`` and ``group["lr"]`` are 0-d tensors. Schedulers write to the
@@ -130,7 +131,7 @@ class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.op
         *,
         backend: str = "auto",
         low_precision: str = "auto",
-        state_dtype: torch.dtype | None = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] | None = torch.float32,
         maximize: bool = False,
         capturable: bool = False,
         max_grad_norm: float | None = None,

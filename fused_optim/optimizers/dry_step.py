@@ -21,7 +21,7 @@ from fused_optim.distributed import geometry
 from fused_optim.ops import FAMILIES, Family
 from fused_optim.plan import collect, exchange, spread
 from fused_optim.plan.work import Work
-from fused_optim.precision import encoding, state
+from fused_optim.precision import encoding, moments, state
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -177,9 +177,12 @@ def _parts(entry: TensorEntry, family: Family) -> Iterator[TensorEntry]:
     if not family.elementwise:
         yield entry
         return
-    tensors = [entry.param, entry.grad, entry.extra, *(getattr(entry, f) for f in _MOMENTS)]
-    for _, (param, grad, extra, *moments) in encoding.blocks(tensors):
-        fields = dict(zip(_MOMENTS, moments, strict=True))
+    held = [getattr(entry, field) for field in _MOMENTS]
+    blocks = moments.blocks_of(entry.param, entry.grad, entry.extra, held)
+    for first, (param, grad, extra, *beside) in blocks:
+        loaded = zip(beside, moments.load(held, beside, first, param), strict=True)
+        shown = (read if block is None else block for block, read in loaded)  # records are read
+        fields = dict(zip(_MOMENTS, shown, strict=True))
         yield dataclasses.replace(entry, param=param, grad=grad, extra=extra, **fields)
 
 

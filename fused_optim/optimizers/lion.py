@@ -78,6 +78,11 @@ class Lion(FusedOptimizer):
         validation.check_number(group["lr"], "learning rate", low=0.0)
         validation.check_betas(group["betas"])
         validation.check_number(group["weight_decay"], "weight_decay", low=0.0)
+        if group["state_dtype"] == "int8":
+            raise ValueError(
+                "Invalid state_dtype: 'int8' - Lion goes by the sign of its momentum, which codes "
+                "of 8 bits lose where it is small; use torch.bfloat16 (2 bytes per parameter)"
+            )
 
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
         first, _ = precision.resolve_state_dtype(group["state_dtype"], param.dtype)

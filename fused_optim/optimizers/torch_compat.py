@@ -17,7 +17,7 @@ import torch
 from fused_optim import ops
 from fused_optim.ops import AdafactorRow, AdamWRow
 from fused_optim.optimizers import adam_scalars, validation
-from fused_optim.optimizers.adafactor import AdafactorFamily, statistics_dtype
+from fused_optim.optimizers.adafactor import AdafactorFamily, statistics_dtype, unfactored
 from fused_optim.optimizers.adamw import AdamFamily
 from fused_optim.optimizers.base import CommonOptions
 from fused_optim.optimizers.scalars import minimum, number, sign, sqrt
@@ -271,7 +271,7 @@ class Adafactor(AdafactorFamily):
     def _state_spec(self, group: dict[str, Any], param: torch.Tensor) -> tuple[StateTensor, ...]:
         dtype = statistics_dtype(param)
         if param.dim() < 2:
-            return (StateTensor("variance", "exp_avg_sq", dtype),)
+            return (unfactored("variance", group, param),)
         return (
             StateTensor("row_var", "exp_avg_sq", dtype, "rows_keepdim"),
             StateTensor("col_var", "max_exp_avg_sq", dtype, "cols_keepdim"),

@@ -169,8 +169,8 @@ def check_common(group: dict[str, Any]) -> None:
         )
     if state_dtype is not None and state_dtype not in precision.STATE_DTYPES:
         raise ValueError(
-            f"Invalid state_dtype: {state_dtype!r} - should be torch.float32, torch.bfloat16 or "
-            "torch.float16"
+            f"Invalid state_dtype: {state_dtype!r} - should be torch.float32, torch.bfloat16, "
+            "torch.float16 or 'int8'"
         )
     check_flag(group["maximize"], "maximize")
     check_flag(group["capturable"], "capturable")

@@ -15,7 +15,7 @@ from fused_optim.ops import FAMILIES
 from fused_optim.plan import capture
 from fused_optim.plan import records as plan_records
 from fused_optim.plan.owner import Owner
-from fused_optim.precision import checks, state
+from fused_optim.precision import checks, packed_state, state
 
 Pending = tuple[int, int, torch.Tensor, torch.Tensor, int]
 """(group index, index in the group, parameter, gradient, number in ``state_dict`` order).
@@ -115,12 +115,15 @@ def check_states(optimizer: Owner, pending: list[Pending], kinds: list[Kind]) ->
 def kinds(optimizer: Owner, params: list[tuple[int, torch.Tensor]]) -> list[Kind]:
     """Return the kind of each (group index, parameter), which decides on its state and bucket."""
     known: dict[Hashable, Kind] = {}
+    groups = [optimizer.settings(group) for group in optimizer.param_groups]
     found = []
     for group_index, param in params:
+        settings = groups[group_index]
         alike = (group_index, geometry.local_of(param).device, param.dtype, param.dim() < 2)
+        if settings["state_dtype"] == "int8":
+            alike += (packed_state.suits(param), packed_state.suits(param, in_tiles=True))
         kind = known.get(alike)
         if kind is None:
-            settings = optimizer.settings(optimizer.param_groups[group_index])
             kind = known[alike] = _kind(optimizer, settings, param)
         found.append(kind)
     return found
@@ -135,6 +138,8 @@ def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
     by_field = {tensor.field: tensor.key for tensor in spec}
     keys = tuple(by_field.get(field) for field in STATE_FIELDS)
     backend = dispatch.choose(optimizer.backend, FAMILIES[key.op].updates[-1], device, dtype)
+    if any(one.kind == "records" for one in spec):
+        backend = "eager"
     return Kind(key, spec, keys, backend)
 
 

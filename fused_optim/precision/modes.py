@@ -14,7 +14,7 @@ LOW_PRECISION_MODES = ("auto", "nearest", "stochastic", "kahan", "split", "maste
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Dtypes that parameters and gradients may have; the index of one is its tag in kernel tables."""
 
-STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 """Accepted values of ``state_dtype=``."""
 
 DTYPE_TAGS = {dtype: tag for tag, dtype in enumerate(SUPPORTED_DTYPES)}
@@ -76,12 +76,14 @@ def math_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def resolve_state_dtype(
-    state_dtype: torch.dtype | None, dtype: torch.dtype
+    state_dtype: torch.dtype | str | None, dtype: torch.dtype
 ) -> tuple[torch.dtype, torch.dtype]:
     """Return the storage dtypes of the first and second moments of a parameter of ``dtype``.
 
-    float64 parameters keep float64 moments. float16 holds first moments only: a second moment
-    underflows there at gradients of 1e-4, so it stays float32.
+    float64 parameters keep float64 moments. ``"int8"`` is uint8, the bytes of records (see
+    `fused_optim.precision.eight_bit`), and float32 for parameters that it does not suit. float16
+    holds first moments only: a second moment underflows there at gradients of 1e-4, so it stays
+    float32.
 
     Args:
         state_dtype: one of `STATE_DTYPES`, or None for torch's footprint without torch's
@@ -92,6 +94,8 @@ def resolve_state_dtype(
         return torch.float64, torch.float64
     if state_dtype is None:
         state_dtype = torch.bfloat16 if dtype in SIXTEEN_BIT else torch.float32
+    if state_dtype == "int8":
+        return torch.uint8, torch.uint8
     if state_dtype is torch.float16:
         return torch.float16, torch.float32
     return state_dtype, state_dtype

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fused_optim.distributed import geometry, placement
-from fused_optim.precision import encoding, modes, state_values
+from fused_optim.precision import encoding, modes, packed_state, repacking, state_values
 from fused_optim.precision.state_tensor import StateTensor
 
 _MODE_OF_KEY = {"master": "master", "remainder": "split", "compensation": "kahan"}
@@ -17,6 +17,32 @@ def extra_tensor(mode: str, dtype: torch.dtype) -> tuple[StateTensor, ...]:
     """Return the state tensors, none or one, that a precision mode adds."""
     extra = modes.extra_state(mode, dtype)
     return () if extra is None else (StateTensor(extra[0], "extra", extra[1], needed=False),)
+
+
+def moment(
+    key: str,
+    field: str,
+    dtype: torch.dtype,
+    param: torch.Tensor,
+    *,
+    in_tiles: bool = False,
+    **more: Any,
+) -> StateTensor:
+    """Return a moment of a parameter; float32 where ``dtype`` is uint8 and does not suit it.
+
+    Args:
+        key: of the state.
+        field: of a backend's entry.
+        dtype: of the storage.
+        param: the parameter.
+        in_tiles: whether an update walks through rows of matrices, which have to be whole blocks.
+        **more: of the `StateTensor`.
+    """
+    if dtype is not torch.uint8:
+        return StateTensor(key, field, dtype, **more)
+    if packed_state.suits(param, in_tiles=in_tiles):
+        return StateTensor(key, field, dtype, "records", **more)
+    return StateTensor(key, field, torch.float32, **more)
 
 
 def every_extra(dtype: torch.dtype) -> tuple[StateTensor, ...]:
@@ -70,6 +96,7 @@ def ensure(
             state["step"] = state_values.step_tensor(step, device)
     else:
         state["step"] = state_values.step_count(step)
+    repacking.settle(param, state, spec)
     for tensor in spec:
         value = state.get(tensor.key)
         if value is None:

@@ -9,7 +9,7 @@ import torch
 
 from fused_optim import errors
 from fused_optim.distributed import geometry, placement
-from fused_optim.precision import checks, state_values
+from fused_optim.precision import checks, packed_state, state_values
 
 _SHAPES = {
     "like": lambda shape: shape,
@@ -18,6 +18,7 @@ _SHAPES = {
     "rows_keepdim": lambda shape: (*shape[:-1], 1),
     "cols_keepdim": lambda shape: (*shape[:-2], 1, shape[-1]),
     "scalar": lambda shape: (),
+    "records": packed_state.stored_shape,
 }
 
 _REDUCED = {"rows": -1, "cols": -2, "rows_keepdim": -1, "cols_keepdim": -2}
@@ -36,6 +37,7 @@ class StateTensor:
         needed: whether a saved state without it is incomplete.
         may_begin_late: whether zeros are right for a parameter that has made steps without it, as
             where an option was turned on in the middle of training.
+        unit: the key of the second moment by whose root a first moment is measured in 8 bits.
     """
 
     key: str
@@ -44,6 +46,20 @@ class StateTensor:
     kind: str = "like"
     needed: bool = True
     may_begin_late: bool = False
+    unit: str | None = None
+
+    @property
+    def is_moment(self) -> bool:
+        """Whether it has a value for each element of the parameter, and may be kept in records."""
+        return self.field != "extra" and self.kind in ("like", "records")
+
+    def _form_of(self, value: torch.Tensor) -> StateTensor:
+        """Return this tensor as ``value`` holds it: in records, or a float for each element."""
+        if not self.is_moment or packed_state.is_packed(value) == (self.kind == "records"):
+            return self
+        if self.kind == "like":
+            return dataclasses.replace(self, kind="records", dtype=torch.uint8)
+        return dataclasses.replace(self, kind="like", dtype=torch.float32)
 
     def shape(self, param: torch.Tensor) -> tuple[int, ...]:
         """Return the tensor's shape for ``param``; of a DTensor's, that of the whole."""
@@ -69,7 +85,11 @@ class StateTensor:
         if self.kind == "like":
             new = torch.zeros_like(local, dtype=self.dtype, memory_format=torch.preserve_format)
         else:
-            new = torch.zeros(self.shape(local), dtype=self.dtype, device=local.device)
+            shape = self.shape(local)
+            if self.kind == "records" and geometry.is_dtensor(param):
+                mesh, placements = param.device_mesh, self.placements(param)
+                shape = geometry.shard_at(mesh, placements, self.shape(param)).shape
+            new = torch.zeros(shape, dtype=self.dtype, device=local.device)
         return self._placed(new, param)
 
     def _placed(self, local: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
@@ -92,6 +112,9 @@ class StateTensor:
         device, shape = geometry.local_of(param).device, self.shape(param)
         placements = self.placements(param)
         value = state_values.as_tensor(self.key, value, device, sharded=placements is not None)
+        form = self._form_of(value)
+        if form is not self:
+            return form.converted(value, param)
         if tuple(value.shape) != shape:
             if [n for n in value.shape if n != 1] != [n for n in shape if n != 1]:
                 raise ValueError(
@@ -126,6 +149,10 @@ class StateTensor:
             raise ValueError(
                 f"state {self.key!r} is {value!r}, not a tensor; {state_values.REMEDY}"
             )
+        form = self._form_of(value)
+        if form is not self:
+            form.check(value, param)
+            return
         placements = self.placements(param)
         state_values.check_kind(
             self.key, value, geometry.local_of(param).device, sharded=placements is not None

@@ -53,7 +53,7 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device, *, sharded: 
         what = "is a DTensor; load the full state, or the shard that belongs to this parameter"
     elif value.layout is not torch.strided:
         what = f"has layout {value.layout}; load it as a dense tensor, `value.to_dense()`"
-    elif value.dtype not in modes.SUPPORTED_DTYPES and not (
+    elif value.dtype not in (*modes.SUPPORTED_DTYPES, torch.uint8) and not (
         key == "remainder" and value.dtype is torch.int16
     ):
         what = f"is {value.dtype}; it should be of a float dtype"

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from fused_optim.precision import rounding
-from fused_optim.precision.encoding import decode, encode_, store_moment_
+from fused_optim.precision import moments
+from fused_optim.precision.encoding import decode, encode_
+from fused_optim.precision.packed_state import is_packed
 
 from .adafactor_work import Update, Work, zeros
 from .gradients import preparation
@@ -92,8 +93,15 @@ def scaled_updates(work: Work) -> Iterator[tuple[int, Tile, torch.Tensor]]:
         work.update = None
         u.mul_(work.scale * by_row)  # [F8]
         if work.exp_avg is not None:
-            u = part(work.exp_avg, at).to(u.dtype).mul(row.b1).add_(u, alpha=row.omb1)
+            held = moments.load(*_first_moment(work, at), first, u)[0]
+            u = held.mul(row.b1).add_(u, alpha=row.omb1)
         yield first, at, u
+
+
+def _first_moment(work: Work, at: Tile) -> tuple[moments.Tensors, moments.Tensors]:
+    """Return the first moment, and the tile of it if it has the parameter's shape."""
+    beside = None if is_packed(work.exp_avg) else part(work.exp_avg, at)
+    return (work.exp_avg, None, None), (beside, None, None)
 
 
 def decay_factor(work: Work) -> torch.Tensor | float:
@@ -110,8 +118,7 @@ def apply_(works: list[Work]) -> None:
         decay = decay_factor(work)
         for first, at, u in scaled_updates(work):
             if work.exp_avg is not None:
-                moment = part(work.exp_avg, at)
-                store_moment_(moment, u, rounding.MOMENT_STREAMS[0], work.draw, first)
+                moments.store(*_first_moment(work, at), (u, None, None), first, work.draw)
             param, extra = part(work.param, at), part(work.extra, at)
             value = decode(param, extra, work.mode)
             if isinstance(decay, torch.Tensor) or decay != 1.0:
@@ -189,17 +196,22 @@ def _finalise_factored_(work: Work, clip_square) -> tuple[torch.Tensor, torch.Te
 
 
 def _finalise_unfactored_(work: Work) -> torch.Tensor:
-    row, v = work.row, work.entry.exp_avg_sq.view(1, 1, -1)
+    row, held = work.row, (None, work.entry.exp_avg_sq, None)
+    packed = is_packed(held[1])
+    v = moments.load(held, (None, None, None), 0, work.param)[1] if packed else held[1]
+    v = v.view(1, 1, -1)
     eps = torch.full((), row.eps_grad, dtype=v.dtype, device=v.device)
     for _, at in work.tiles:
         g = work.prepare(part(work.grad, at))
         part(v, at).mul_(row.b2).add_(torch.addcmul(eps, g, g), alpha=row.omb2)  # [F3]
+    if packed:
+        moments.store(held, (None, None, None), (None, v, None), 0, work.draw)
     return v
 
 
 def _find_alphas_(row, works: list[Work]) -> None:
     """[F5] Find the step sizes before clipping; write the RMS of entries that keep one."""
-    dtype, device = works[0].entry.exp_avg_sq.dtype, works[0].grad.device
+    dtype, device = works[0].dtype, works[0].grad.device
     if row.flags & _SCALE_PARAMETER:
         mean = torch.stack([work.p_sum / work.whole[0] for work in works])
         rms = mean.sqrt_().to(dtype)

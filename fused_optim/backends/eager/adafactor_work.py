@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fused_optim.precision.encoding import Draw
+from fused_optim.precision.packed_state import is_packed
 
 from .gradients import preparation
 from .tiles import Tile, as_matrices, tiles_of
@@ -68,7 +69,10 @@ def begin(bucket, launch, index: int) -> Work:
     row, ndim = bucket.rows[entry.row], entry.grad.dim()
     dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
     draw = Draw(launch.seed, row.step, entry.number, entry.shard)
-    tensors = [as_matrices(t, ndim) for t in (entry.param, entry.grad, entry.exp_avg, entry.extra)]
+    moment = None if entry.exp_avg is None or is_packed(entry.exp_avg) else entry.exp_avg
+    tensors = [as_matrices(t, ndim) for t in (entry.param, entry.grad, moment, entry.extra)]
+    if moment is not entry.exp_avg:
+        tensors[2] = entry.exp_avg  # records, which the tiles begin with blocks of
     prepare = preparation(row, launch, dtype, None)
     return Work(
         index, entry, row, bucket.key.mode, draw, dtype, *tensors, tiles_of(tensors[1]), prepare

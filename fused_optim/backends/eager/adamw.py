@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fused_optim.precision import rounding
-from fused_optim.precision.encoding import Draw, blocks, decode, encode_, store_moment_
+from fused_optim.precision import moments
+from fused_optim.precision.encoding import Draw, decode, encode_
 
 from . import torch_fused
 from .gradients import preparation, skipped
@@ -23,7 +23,7 @@ def adamw_(bucket, launch) -> None:
         dtype = torch.float64 if bucket.key.dtype is torch.float64 else torch.float32
         prepare = preparation(row, launch, dtype, index)
         draw = Draw(launch.seed, row.step, entry.number, entry.shard)
-        _step_tensor(entry, row, prepare, bucket.key.mode, draw, dtype)
+        _step_tensor(entry, row, prepare, bucket.key.mode, draw)
 
 
 def update_(p, g, m, v, h, row) -> None:
@@ -42,24 +42,21 @@ def update_(p, g, m, v, h, row) -> None:
     p.sub_((m * row.step_size).div_(denominator).add_(0.0)).mul_(row.decay_after)  # [W6]
 
 
-def _step_tensor(entry, row, prepare, mode: str, draw: Draw, dtype: torch.dtype) -> None:
-    stored = [entry.param, entry.grad, entry.extra]
-    stored += [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
-    for first, block in blocks(stored):
-        _step_block(first, block, row, prepare, mode, draw, dtype)
+def _step_tensor(entry, row, prepare, mode: str, draw: Draw) -> None:
+    held = [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
+    for first, block in moments.blocks_of(entry.param, entry.grad, entry.extra, held):
+        _step_block(first, block, held, row, prepare, mode, draw)
 
 
-def _step_block(first: int, stored, row, prepare, mode: str, draw: Draw, dtype) -> None:
+def _step_block(first: int, stored, held, row, prepare, mode: str, draw: Draw) -> None:
     """Step one block. Its registers are freed before those of the next block are made."""
-    param, grad, extra, *moments = stored
+    param, grad, extra, *beside = stored
     value, g = decode(param, extra, mode), prepare(grad)
-    m, v, h = (None if moment is None else moment.to(dtype) for moment in moments)
+    m, v, h = moments.load(held, beside, first, param)
     # The operator differs in last bits, which a stochastically rounded moment would show.
-    in_place = all(new is old for new, old in zip((m, v, h), moments, strict=True))
+    in_place = all(new is old for new, old in zip((m, v, h), beside, strict=True))
     alone = torch_fused.singly(draw.shard, first, g.numel())
     if not (in_place and torch_fused.update_(value, g, m, v, h, row, alone)):
         update_(value, g, m, v, h, row)
     encode_(param, extra, value, mode, draw, first)
-    for stream, moment, new in zip(rounding.MOMENT_STREAMS, moments, (m, v, h), strict=True):
-        if moment is not None:
-            store_moment_(moment, new, stream, draw, first)
+    moments.store(held, beside, (m, v, h), first, draw)

@@ -18,7 +18,7 @@ from fused_optim import errors, precision
 from fused_optim.optimizers import validation
 from fused_optim.optimizers.state_dicts import peers
 from fused_optim.optimizers.state_dicts.matching import in_order_of, sections
-from fused_optim.precision import state, state_values
+from fused_optim.precision import repacking, state, state_values
 
 STORAGE_OPTIONS = ("low_precision", "state_dtype", "capturable")
 """Options of how state is stored. Loading a state dict leaves them as the constructor set them."""
@@ -130,6 +130,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
     step = state_values.step_count(saved.get("step", home.group_step))
     if step or any(isinstance(v, torch.Tensor) for k, v in saved.items() if k != "step"):
         state_values.check_complete(saved, [tensor.key for tensor in spec if tensor.needed])
+    saved = repacking.readable(saved, spec, param)
     known = {tensor.key: tensor for tensor in state.every_extra(param.dtype) + spec + extra}
     result = {}
     for key, value in saved.items():
@@ -141,6 +142,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
         else:
             result[key] = value.to(param.device) if isinstance(value, torch.Tensor) else value
     state.drop_what_says_nothing(param, result, mode)
+    repacking.settle(param, result, spec)
     note = note or _lost_extra(saved, extra)
     result["step"] = state_values.step_tensor(step, param.device) if group["capturable"] else step
     return result, note
