@@ -6,7 +6,7 @@
 
 namespace fused_optim {
 
-enum DtypeTag : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
+enum DtypeTag : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kEightBit = 4 };
 
 enum RecordFlags : int64_t { kAligned = 1 };
 

@@ -1,6 +1,7 @@
 // The body of every elementwise op on a CPU: run.cuh's updates on runs in memory order.
 #pragma once
 
+#include "cpu/eight_bit.h"
 #include "cpu/runs.h"
 #include "elementwise/run.cuh"
 
@@ -84,6 +85,16 @@ void StepChunk(const LaunchArguments& launch, const WorkItem& chunk) {
     FinishRun<Update, kDtype, kMode>(t, scalars, place, raw);
     ++index;
   };
+  if constexpr (Update::kMoments > 1) {
+    if (t.exp_avg_dtype == kEightBit) {
+      for (; index < last; index += kBlockSize) {
+        const int64_t left = last - index;
+        const int count = static_cast<int>(left < kBlockSize ? left : kBlockSize);
+        StepBlock<Update, kDtype, kMode>(t, scalars, keys, index, count);
+      }
+      return;
+    }
+  }
   if (t.layout == 0) {
     while (index < last && (t.first_element + index) % 8 != 0) step_one();
     for (; index + kRun <= last; index += kRun) {

@@ -10,18 +10,6 @@
 
 namespace fused_optim {
 
-// Calls run(count, at) for runs of 64, 8 and 1 elements that together are [0, count).
-template <typename Function>
-FUSED_DEVICE void InRuns(int count, const Function& run) {
-  int at = 0;
-  for (; at + 64 <= count; at += 64) run(std::integral_constant<int, 64>(), at);
-  for (; at + 8 <= count; at += 8) run(std::integral_constant<int, 8>(), at);
-  for (; at < count; ++at) run(std::integral_constant<int, 1>(), at);
-}
-
-template <int N>
-FUSED_DEVICE float (&RunAt(float* values)) [N] { return *reinterpret_cast<float (*)[N]>(values); }
-
 // The random bits of a segment, drawn in whole groups of eight.
 class SegmentBits {
  public:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/dispatch.cuh"
+#include "elementwise/packed.cuh"
 #include "elementwise/run.cuh"
 
 namespace fused_optim {
@@ -63,6 +64,12 @@ FUSED_DEVICE void StepChunks(const LaunchArguments& launch) {
     scalars.draw = DrawOf(launch, t, scalars.row.step);
     int64_t first = chunk.part * kChunkSize;
     const int64_t last = first + kChunkSize < t.numel ? first + kChunkSize : t.numel;
+    if constexpr (Update::kMoments > 1) {
+      if (t.exp_avg_dtype == kEightBit) {
+        StepBlocks<Update, kDtype, kMode>(t, scalars, first, last);
+        continue;
+      }
+    }
     if (TakesVectors(t)) first = StepVectors<Update, kDtype, kMode>(t, scalars, first, last);
     StepSingly<Update, kDtype, kMode>(t, scalars, first, last);
   }

@@ -138,8 +138,9 @@ def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
     by_field = {tensor.field: tensor.key for tensor in spec}
     keys = tuple(by_field.get(field) for field in STATE_FIELDS)
     backend = dispatch.choose(optimizer.backend, FAMILIES[key.op].updates[-1], device, dtype)
-    if any(one.kind == "records" for one in spec):
-        backend = "eager"
+    if backend != "eager" and any(one.kind == "records" for one in spec):
+        if key.op not in getattr(dispatch.load(backend), "eight_bit", ()):
+            backend = "eager"
     return Kind(key, spec, keys, backend)
 
 
@@ -159,6 +160,8 @@ def sorted_into_buckets(
         entry = TensorEntry(geometry.local_of(param), grad, 0, number, shard, *here)
         key, backend = kind.key, kind.backend
         if backend != "eager" and not plan_records.fits(entry, key):
+            backend = "eager"
+        if backend != "eager" and not plan_records.keeps_blocks(entry, key):
             backend = "eager"
         if backend != "eager" and not _exchanges(entry, key, backend):
             backend = "eager"

@@ -20,6 +20,7 @@ from fused_optim.ops import (
 )
 from fused_optim.plan import layout as plan_layout
 from fused_optim.precision import DTYPE_TAGS
+from fused_optim.precision.packed_state import is_packed
 
 COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
 """The index of each field of a record."""
@@ -53,8 +54,11 @@ class Packed:
 
 def per_element(entry: TensorEntry, family: Family) -> list[torch.Tensor | None]:
     """Return the tensors of fields 0 to 5 that have as many elements as the parameter."""
-    moments = [entry.exp_avg_sq, entry.max_exp_avg_sq] if family.elementwise else [None, None]
-    return [entry.param, entry.grad, entry.exp_avg, *moments, entry.extra]
+    moments = [entry.exp_avg, None, None]
+    if family.elementwise:
+        moments = [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
+    moments = [None if moment is None or is_packed(moment) else moment for moment in moments]
+    return [entry.param, entry.grad, *moments, entry.extra]
 
 
 def walks_memory(entry: TensorEntry, family: Family, mode: str) -> bool:
@@ -65,7 +69,7 @@ def walks_memory(entry: TensorEntry, family: Family, mode: str) -> bool:
     """
     moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     draws = mode == "stochastic" or any(
-        t is not None and t.dtype is torch.bfloat16 for t in moments
+        t is not None and t.dtype in (torch.bfloat16, torch.uint8) for t in moments
     )
     if draws and entry.shard is not None and not entry.shard.in_order:
         return False
@@ -82,6 +86,12 @@ def fits(entry: TensorEntry, key: BucketKey) -> bool:
     return (
         walks_memory(entry, family, key.mode) or plan_layout.block(tensors, entry.shard) is not None
     )
+
+
+def keeps_blocks(entry: TensorEntry, key: BucketKey) -> bool:
+    """Return whether an entry's records, if it has any, go with its other tensors as they lie."""
+    held = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
+    return not any(map(is_packed, held)) or walks_memory(entry, FAMILIES[key.op], key.mode)
 
 
 def pack(bucket: Bucket) -> Packed:

@@ -196,8 +196,9 @@ class Plan:
         return self._derived[key]
 
     def _draws(self) -> bool:
-        moments = self.host[:, _MOMENT_DTYPES] == DTYPE_TAGS[torch.bfloat16]
-        return self.key.mode == "stochastic" or bool(moments.any())
+        moments = self.host[:, _MOMENT_DTYPES]
+        drawn = (moments == DTYPE_TAGS[torch.bfloat16]) | (moments == DTYPE_TAGS[torch.uint8])
+        return self.key.mode == "stochastic" or bool(drawn.any())
 
     def _some_empty(self) -> bool:
         return bool((self.host[:, COLUMN["numel"]] == 0).any())

@@ -21,7 +21,7 @@ import torch
 BLOCK, RECORD = 256, 260
 """Elements of a block, and bytes of its record."""
 
-_INFINITY = 0x7F800000
+_INFINITY, _SPOILED = 0x7F800000, 0x7FC00008
 _SHIFTS = range(8, 21)  # of a second moment: a code is 2**shift of a float's bits
 _CODES = 254  # from the largest value of a block down to the smallest but zero
 _LARGEST = 127  # code of a first moment
@@ -76,9 +76,9 @@ def encode_second(values: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
     dither = random << up >> back
     lowest = ((largest - 1) >> shift).clamp_(max=_CODES)  # no code stands for less than zero
     codes = 255 - torch.minimum((down + dither) >> shift, lowest)
-    codes = codes.masked_fill_(bits == 0, 0).to(torch.uint8)
-    words = torch.where(top >= _INFINITY, 0x7FC00000, largest) | shift
-    return _joined(codes, words)
+    spoiled = top >= _INFINITY
+    codes = codes.masked_fill_(bits == 0, 0).masked_fill_(spoiled, 255).to(torch.uint8)
+    return _joined(codes, torch.where(spoiled, _SPOILED, largest | shift))
 
 
 def _times_units(values: torch.Tensor, second: torch.Tensor | None, sign: int) -> torch.Tensor:

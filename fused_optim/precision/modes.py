@@ -12,12 +12,13 @@ LOW_PRECISION_MODES = ("auto", "nearest", "stochastic", "kahan", "split", "maste
 """Accepted values of ``low_precision=``."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""Dtypes that parameters and gradients may have; the index of one is its tag in kernel tables."""
+"""Dtypes that parameters and gradients may have."""
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 """Accepted values of ``state_dtype=``."""
 
-DTYPE_TAGS = {dtype: tag for tag, dtype in enumerate(SUPPORTED_DTYPES)}
+DTYPE_TAGS = {dtype: tag for tag, dtype in enumerate((*SUPPORTED_DTYPES, torch.uint8))}
+"""The tags of dtypes in kernel tables; uint8 is that of records of moments in 8 bits."""
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 """Dtypes of parameters that have a precision mode."""

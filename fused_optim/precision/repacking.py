@@ -31,7 +31,10 @@ def unpacked(
             continue
         records = geometry.local_of(value).reshape(-1, eight_bit.RECORD)
         if tensor.field == "exp_avg":
-            floats = eight_bit.decode_first(records, seconds.get(tensor.unit))
+            second = seconds.get(tensor.unit)
+            if second is None and state.get(tensor.unit) is not None:
+                second = eight_bit.in_blocks(geometry.local_of(state[tensor.unit]).float())
+            floats = eight_bit.decode_first(records, second)
         else:
             floats = seconds[tensor.key] = eight_bit.decode_second(records)
         if geometry.is_dtensor(value):
@@ -68,10 +71,13 @@ def readable(
     return unpacked(dict(saved), spec, tuple(param.shape))
 
 
-def settle(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
-    """Bring moments to the form that ``spec`` wants: records of floats, or floats of records."""
+def repack(param: torch.Tensor, state: dict[str, Any], spec: tuple[StateTensor, ...]) -> None:
+    """Bring moments to the form that ``spec`` wants: records of floats, or floats of records.
+
+    A first moment is in units of the second, so where one of them changes both are coded anew.
+    """
     moments = [tensor for tensor in spec if tensor.is_moment and state.get(tensor.key) is not None]
-    if all(is_packed(state[one.key]) == (one.kind == "records") for one in moments):
+    if not any(one.repacks(state[one.key]) for one in moments):
         return
     floats = unpacked(state, spec, tuple(param.shape))
     seconds: dict[str, torch.Tensor] = {}

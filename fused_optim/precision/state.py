@@ -96,7 +96,8 @@ def ensure(
             state["step"] = state_values.step_tensor(step, device)
     else:
         state["step"] = state_values.step_count(step)
-    repacking.settle(param, state, spec)
+    if any(tensor.repacks(state.get(tensor.key)) for tensor in spec):
+        repacking.repack(param, state, spec)
     for tensor in spec:
         value = state.get(tensor.key)
         if value is None:

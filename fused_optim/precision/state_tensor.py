@@ -53,9 +53,15 @@ class StateTensor:
         """Whether it has a value for each element of the parameter, and may be kept in records."""
         return self.field != "extra" and self.kind in ("like", "records")
 
+    def repacks(self, value: Any) -> bool:
+        """Return whether a value is records where it should be floats, or floats for records."""
+        if not self.is_moment or not isinstance(value, torch.Tensor):
+            return False
+        return (value.dtype is torch.uint8) != (self.kind == "records")
+
     def _form_of(self, value: torch.Tensor) -> StateTensor:
         """Return this tensor as ``value`` holds it: in records, or a float for each element."""
-        if not self.is_moment or packed_state.is_packed(value) == (self.kind == "records"):
+        if not self.repacks(value):
             return self
         if self.kind == "like":
             return dataclasses.replace(self, kind="records", dtype=torch.uint8)

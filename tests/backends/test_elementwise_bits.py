@@ -266,3 +266,25 @@ def test_an_update_of_zero_changes_no_bit(update, dtype: torch.dtype, mode: str)
     row = FAMILIES[update.name].row(**{FAMILIES[update.name].rate: 0.0})
     update.run(bucket_of(key, [entry], [row]), Launch())
     assert torch.equal(entry.param.view(torch.uint8), param.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [(b, "adamw", flag) for b in ("cpu", "cuda") for flag in (False, True)],
+    ids=lambda case: f"{case[0]}{'-amsgrad' * case[2]}",
+    indirect=True,
+)
+@each_variant
+def test_moments_in_8_bits_beside_others(update, dtype: torch.dtype, mode: str) -> None:
+    """Whole blocks and parts of one, more than a chunk, and gradients of every dtype."""
+    key = key_of(dtype, mode, update.amsgrad)
+    entries = [
+        entry_of(key, (size,), grad=grad, state="int8", number=number, row=number % 3)
+        for number, (size, grad) in enumerate(
+            zip((256, 4096 + 256 + 77, 1000, 513), (*DTYPES,), strict=True)
+        )
+    ]
+    entries[0].exp_avg_sq.zero_(), entries[0].exp_avg.zero_()  # as before the first step
+    entries[1].grad[300], entries[1].grad[900] = math.nan, math.inf
+    entries.append(entry_of(key, (300,), state=torch.bfloat16, number=7))
+    step_and_check(update, bucket_of(key, entries), Launch(seed=SEED))

@@ -15,6 +15,7 @@ from tolerances import assert_same_bits, dtype_name
 from fused_optim import precision
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
 from fused_optim.ops import AdamWRow, LionRow
+from fused_optim.precision import eight_bit
 
 VARIANTS = [(getattr(torch, name), mode) for name, modes in MODES.items() for mode in modes]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -64,9 +65,14 @@ def entry_of(
     first, second = precision.resolve_state_dtype(state, key.dtype)
     v = spread(shape, -4, 1).square()
     moments = {
-        "exp_avg": spread(shape, -5, 0).to(first),
-        "exp_avg_sq": v.to(second),
-        "max_exp_avg_sq": (v * spread(shape, -0.5, 0.5).abs()).to(second),
+        "exp_avg": spread(shape, -5, 0),
+        "exp_avg_sq": v,
+        "max_exp_avg_sq": v * spread(shape, -0.5, 0.5).abs(),
+    }
+    if first is torch.uint8:
+        moments = records_of(moments)
+    moments = {
+        name: moment.to(first if name == "exp_avg" else second) for name, moment in moments.items()
     }
     entry = TensorEntry(
         spread(shape, -3, 1).to(key.dtype),
@@ -77,6 +83,20 @@ def entry_of(
     )
     entry.extra = extra_of(key, entry.param)
     return entry
+
+
+def records_of(moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return moments in 8 bits."""
+    blocks = {name: eight_bit.in_blocks(moment) for name, moment in moments.items()}
+    half = torch.full_like(blocks["exp_avg"], 0x8000, dtype=torch.int32)
+    found = {
+        name: eight_bit.encode_second(block, half)
+        for name, block in blocks.items()
+        if name != "exp_avg"
+    }
+    second = eight_bit.decode_second(found["exp_avg_sq"])
+    found["exp_avg"] = eight_bit.encode_first(blocks["exp_avg"], second, half)
+    return {name: records.reshape(-1) for name, records in found.items()}
 
 
 def moments_of(key: BucketKey) -> list[str]:

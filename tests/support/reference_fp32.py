@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import reference_eight_bit
 from oracle_random import Random
 from oracle_rounding import F32
 from reference_storage import State, decode, encode, load_moment, store_moment
@@ -225,7 +226,7 @@ def stored_step(
         row: the step's scalars.
         dtype: of the parameter.
         mode: one of ``MODES[dtype]``.
-        state_dtype: of the moments; "float16" stores ``exp_avg`` alone so.
+        state_dtype: of the moments; "float16" stores ``exp_avg`` alone so, "uint8" is of records.
         amsgrad: keep and use the maximum of the second moments.
         random: source of random bits; its step is replaced by the row's.
         grad_scale: see `prepare_gradient`.
@@ -234,7 +235,11 @@ def stored_step(
     assert mode in MODES[dtype], (dtype, mode)
     random = Random(**{**vars(random or Random()), "step": row.step})
     _, keys, update = UPDATES[name]
-    moments = {key: load_moment(state.get(key), np.shape(p), key, state_dtype) for key in keys}
+    if state_dtype == "uint8":
+        moments = {key: None for key in keys}
+        moments |= reference_eight_bit.load(state, keys, np.shape(p))
+    else:
+        moments = {key: load_moment(state.get(key), np.shape(p), key, state_dtype) for key in keys}
     if not amsgrad and "max_exp_avg_sq" in moments:
         moments["max_exp_avg_sq"] = None
     x, *new = update(
@@ -244,9 +249,7 @@ def stored_step(
         row,
     )
     p, extra = encode(x, dtype, mode, random)
-    stored = {
-        key: store_moment(moment, key, state_dtype, random)
-        for key, moment in zip(keys, new, strict=True)
-        if moment is not None
-    }
-    return p, extra | stored
+    kept = {key: x for key, x in zip(keys, new, strict=True) if x is not None}
+    if state_dtype == "uint8":
+        return p, extra | reference_eight_bit.store(kept, random)
+    return p, extra | {k: store_moment(x, k, state_dtype, random) for k, x in kept.items()}

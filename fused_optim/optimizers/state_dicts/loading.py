@@ -142,7 +142,7 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
         else:
             result[key] = value.to(param.device) if isinstance(value, torch.Tensor) else value
     state.drop_what_says_nothing(param, result, mode)
-    repacking.settle(param, result, spec)
+    repacking.repack(param, result, spec)
     note = note or _lost_extra(saved, extra)
     result["step"] = state_values.step_tensor(step, param.device) if group["capturable"] else step
     return result, note
