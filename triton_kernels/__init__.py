@@ -19,6 +19,8 @@ from .elementwise import chunk_count
 from .gradients import grad_square_sums
 from .lion import lion_
 
+eight_bit_updates = ("adamw",)  # those that have moments in 8 bits
+
 _scratch = of_shape(adafactor_scratch)
 _TILES = Needs({"tiles": of_shape(tile_count)}, _scratch)
 _CHUNKS = Needs({"chunks": chunk_count})
@@ -44,6 +46,7 @@ __all__ = [
     "adafactor_statistics",
     "adafactor_update_sums",
     "adamw_",
+    "eight_bit_updates",
     "grad_square_sums",
     "lion_",
     "needs",

@@ -26,6 +26,7 @@ def adamw_(tables, launch) -> None:
         DTYPE=DTYPES[key.dtype],
         MODE=key.mode,
         MOMENTS=moments,
+        PACKED=tables.packed,
         **sizes(key.dtype, moments, tables.draws, WARP_SIZE),
         num_warps=NUM_WARPS,
     )
@@ -68,9 +69,10 @@ def update(p, g, m, v, h, row, MOMENTS: tl.constexpr):
 def adamw_kernel(records, rows, chunks, num_chunks, grad_scale, found_inf, clip, clip_stride,
                  seed_low, seed_high, DTYPE: tl.constexpr, MODE: tl.constexpr,
                  MOMENTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-                 TAIL: tl.constexpr):  # fmt: skip
+                 TAIL: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
     """Run W1 to W6; one program updates one chunk."""
     if tl.load(found_inf) != 0.0:
         return
     step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, seed_high,
-               scalars, update, STEP, MOMENTS, DTYPE, MODE, CHUNK, BLOCK, TAIL)  # fmt: skip
+               scalars, update, STEP, MOMENTS, DTYPE, MODE, CHUNK, BLOCK, TAIL,
+               PACKED)  # fmt: skip

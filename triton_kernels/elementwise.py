@@ -8,7 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .eight_bit import BLOCK_SIZE, load_first, load_second, store_first, store_second
 from .storage import (
+    EIGHT_BIT,
     EXP_AVG,
     EXP_AVG_DTYPE,
     EXP_AVG_SQ,
@@ -118,12 +120,13 @@ def _visit(record, offsets, mask, draw, preparation, row, UPDATE: tl.constexpr,
 def step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, seed_high,
                SCALARS_OF: tl.constexpr, UPDATE: tl.constexpr, STEP: tl.constexpr,
                MOMENTS: tl.constexpr, DTYPE: tl.constexpr, MODE: tl.constexpr,
-               CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+               CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+               PACKED: tl.constexpr = False):  # fmt: skip
     """Update one program's chunk: CHUNK consecutive elements of one tensor, or its last elements.
 
     ``SCALARS_OF(row)`` loads the scalars for ``UPDATE(p, g, m, v, h, scalars, MOMENTS)``, which
     returns the next p, m, v and h. ``MOMENTS`` is the number of m, v and h that exist. ``STEP``
-    is the index of the step count in a row.
+    is the index of the step count in a row. ``PACKED`` says that some moments may be in 8 bits.
     """
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.load(chunks + 2 * program)
@@ -138,7 +141,14 @@ def step_chunk(records, rows, chunks, grad_scale, clip, clip_stride, seed_low, s
     first = tl.load(record + FIRST_ELEMENT)
     # Random bits depend on step count, number and seed, and on the element.
     source = (tl.load(words + STEP), tl.load(record + NUMBER), seed_low, seed_high)
-    if takes_vectors(record) & (count == CHUNK):
+    packed = False
+    if PACKED:
+        packed = tl.load(record + EXP_AVG_DTYPE) == EIGHT_BIT
+    if packed:
+        if PACKED:
+            _packed_chunk(record, start, count, first, source, preparation, row, UPDATE, MOMENTS,
+                          DTYPE, MODE)  # fmt: skip
+    elif takes_vectors(record) & (count == CHUNK):
         _full_chunk(record, start, first, source, preparation, row, UPDATE, MOMENTS,
                     DTYPE, MODE, CHUNK, BLOCK)  # fmt: skip
     else:
@@ -158,6 +168,41 @@ def _full_chunk(record, start, first, source, preparation, row, UPDATE: tl.const
         draw = ((first + start + offset) // 8 + group, lane, source)
         _visit(record, (at, at, at, at, at, at), None, draw, preparation, row, UPDATE, MOMENTS,
                DTYPE, MODE, True)  # fmt: skip
+
+
+@triton.jit
+def _packed_chunk(record, start, count, first, source, preparation, row, UPDATE: tl.constexpr,
+                  MOMENTS: tl.constexpr, DTYPE: tl.constexpr,
+                  MODE: tl.constexpr):  # fmt: skip
+    """Update ``count`` elements whose moments are in 8 bits, a block of 256 at a time."""
+    grad_mul, clip_value, clip = preparation
+    param, extra = tl.load(record + PARAM), tl.load(record + EXTRA)
+    grad, grad_tag = tl.load(record + GRAD), tl.load(record + GRAD_DTYPE)
+    exp_avg, exp_avg_sq = tl.load(record + EXP_AVG), tl.load(record + EXP_AVG_SQ)
+    max_exp_avg_sq = tl.load(record + MAX_EXP_AVG_SQ)
+    group = tl.arange(0, BLOCK_SIZE // 8)[:, None]
+    lane = tl.arange(0, 8)[None, :]
+    index = group * 8 + lane
+    for offset in range(0, count, BLOCK_SIZE):
+        at = start + (offset + index)
+        block = (start + offset) // BLOCK_SIZE
+        mask = offset + index < count
+        draw = ((first + start + offset) // 8 + group, lane, source)
+        # Beyond the end, zeros keep the codes of zeros.
+        g = tl.where(mask, load_gradient(grad, grad_tag, at, mask, False), 0.0)
+        p = tl.where(mask, decode(param, extra, at, at, mask, DTYPE, MODE, False), 0.0)
+        v = load_second(exp_avg_sq, block, index)
+        m = load_first(exp_avg, block, index, v)
+        h = v
+        if MOMENTS == 3:
+            h = load_second(max_exp_avg_sq, block, index)
+        g = prepare(g, grad_mul, clip_value, clip)
+        p, m, v, h = UPDATE(p, g, m, v, h, row, MOMENTS)
+        encode(p, param, extra, at, at, mask, draw, DTYPE, MODE, False)
+        v = store_second(v, exp_avg_sq, block, index, draw, EXP_AVG_SQ_STREAM)
+        store_first(m, exp_avg, block, index, v, draw, EXP_AVG_STREAM)
+        if MOMENTS == 3:
+            store_second(h, max_exp_avg_sq, block, index, draw, MAX_EXP_AVG_SQ_STREAM)
 
 
 @triton.jit

@@ -34,7 +34,7 @@ ROW_SIZE = tl.constexpr(ops.ROW_SIZE)
 )  # fmt: skip
 ALIGNED = tl.constexpr(1)
 
-FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = map(tl.constexpr, range(4))
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64, EIGHT_BIT = map(tl.constexpr, range(5))
 PARAM_STREAM, EXP_AVG_STREAM, EXP_AVG_SQ_STREAM, MAX_EXP_AVG_SQ_STREAM = map(tl.constexpr, range(4))
 
 LAYOUT_DIMS = tl.constexpr(8)

@@ -23,7 +23,7 @@ __all__ = [
     "adafactor_statistics",
     "adafactor_update_sums",
     "adamw_",
-    "eight_bit",
+    "eight_bit_updates",
     "grad_square_sums",
     "keeps_sums",
     "lion_",
@@ -68,7 +68,7 @@ def _place(device: torch.device) -> dict[str, int]:
 
 _ops = WithAdafactor(_extension(), _place)
 needs = _ops.needs
-eight_bit = ("adamw",)  # the updates that have moments in 8 bits
+eight_bit_updates = ("adamw",)  # those that have moments in 8 bits
 adamw_ = _ops.adamw_
 lion_ = _ops.lion_
 grad_square_sums = _ops.grad_square_sums

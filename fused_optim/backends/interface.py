@@ -168,6 +168,7 @@ class Tables:
         seed_low: low half of the seed, as the int32 of these bits.
         seed_high: high half of the seed, likewise.
         draws: whether anything is rounded stochastically.
+        packed: whether a tensor's moments are in 8 bits.
         some_empty: whether a tensor has no elements, so that no map names it.
     """
 
@@ -183,4 +184,5 @@ class Tables:
     seed_low: int
     seed_high: int
     draws: bool
+    packed: bool
     some_empty: bool

@@ -139,7 +139,7 @@ def _kind(optimizer: Owner, group: dict[str, Any], param: torch.Tensor) -> Kind:
     keys = tuple(by_field.get(field) for field in STATE_FIELDS)
     backend = dispatch.choose(optimizer.backend, FAMILIES[key.op].updates[-1], device, dtype)
     if backend != "eager" and any(one.kind == "records" for one in spec):
-        if key.op not in getattr(dispatch.load(backend), "eight_bit", ()):
+        if key.op not in getattr(dispatch.load(backend), "eight_bit_updates", ()):
             backend = "eager"
     return Kind(key, spec, keys, backend)
 

@@ -121,6 +121,7 @@ class Plan:
             seed_low=_signed(launch.seed & 0xFFFFFFFF),
             seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
             draws=self._fact("draws", self._draws),
+            packed=self._fact("packed", self._packed),
             some_empty=self._fact("some empty", self._some_empty),
         )
 
@@ -199,6 +200,9 @@ class Plan:
         moments = self.host[:, _MOMENT_DTYPES]
         drawn = (moments == DTYPE_TAGS[torch.bfloat16]) | (moments == DTYPE_TAGS[torch.uint8])
         return self.key.mode == "stochastic" or bool(drawn.any())
+
+    def _packed(self) -> bool:
+        return bool((self.host[:, _MOMENT_DTYPES] == DTYPE_TAGS[torch.uint8]).any())
 
     def _some_empty(self) -> bool:
         return bool((self.host[:, COLUMN["numel"]] == 0).any())

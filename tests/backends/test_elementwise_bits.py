@@ -270,7 +270,7 @@ def test_an_update_of_zero_changes_no_bit(update, dtype: torch.dtype, mode: str)
 
 @pytest.mark.parametrize(
     "update",
-    [(b, "adamw", flag) for b in ("cpu", "cuda") for flag in (False, True)],
+    [(b, "adamw", flag) for b in ("cpu", "cuda", "triton") for flag in (False, True)],
     ids=lambda case: f"{case[0]}{'-amsgrad' * case[2]}",
     indirect=True,
 )

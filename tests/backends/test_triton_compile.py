@@ -15,7 +15,12 @@ pytest.importorskip("triton.backends.nvidia")
 if sys.platform != "linux":
     pytest.skip("Triton's compiler is for Linux", allow_module_level=True)
 
-ADAMW = ("adamw:float32:none", "adamw:bfloat16:stochastic:draws", "adamw:bfloat16:split:amsgrad")
+ADAMW = (
+    "adamw:float32:none",
+    "adamw:bfloat16:stochastic:draws",
+    "adamw:bfloat16:split:amsgrad",
+    "adamw:bfloat16:split:draws:amsgrad:packed",
+)
 LION = ("lion:float32:none", "lion:bfloat16:stochastic:draws", "lion:bfloat16:split")
 ADAFACTOR = (
     "statistics:bfloat16:split",

@@ -41,7 +41,8 @@ def source_of(variant: str, warp_size: int = 32):
         sizes = elementwise.sizes(getattr(torch, options[0]), moments, draws, warp_size)
         if name == "lion":
             return lion.lion_kernel, constants | sizes, elementwise.NUM_WARPS
-        return adamw.adamw_kernel, {"MOMENTS": moments, **constants, **sizes}, elementwise.NUM_WARPS
+        constants |= {"MOMENTS": moments, "PACKED": "packed" in options}
+        return adamw.adamw_kernel, constants | sizes, elementwise.NUM_WARPS
     if name == "square_sums":
         sizes = {"CHUNK": gradients.CHUNK_SIZE, "TAIL": gradients.TAIL_SIZE}
         sizes |= {"BLOCK": gradients.BLOCK_SIZE, "CLAMPS": True}
