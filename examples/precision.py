@@ -86,7 +86,22 @@ def recipes() -> list[Recipe]:
     ]
 
 
+def eight_bit_recipes() -> list[Recipe]:
+    """Moments in 8 bits, over as many seeds as float32: 6 and 4 bytes a parameter."""
+    fp32, adamw, seeds = torch.float32, fused_optim.AdamW, FLOAT32_SEEDS
+    split, stochastic = (
+        {"low_precision": m, "state_dtype": "int8"} for m in ("split", "stochastic")
+    )
+    return [
+        Recipe("AdamW float32", adamw, {}, fp32, seeds),
+        Recipe("AdamW split, 8-bit moments", adamw, split, seeds=seeds),
+        Recipe("AdamW stochastic, 8-bit moments", adamw, stochastic, seeds=seeds),
+    ]
+
+
 RECIPES = recipes()
+SETS = {"modes": (RECIPES, Settings()), "8-bit": (eight_bit_recipes(), Settings(steps=3000))}
+"""What may be measured: recipes, and the settings that they share."""
 
 
 def round_activations(model: nn.Module) -> None:
@@ -175,10 +190,12 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
     }
 
 
-def pending(results: dict[str, Any]) -> Iterator[tuple[Recipe, int]]:
+def pending(
+    results: dict[str, Any], recipes: list[Recipe] = RECIPES
+) -> Iterator[tuple[Recipe, int]]:
     """Yield the (recipe, seed) of every run that the results lack."""
     there = {(run["name"], run["seed"]) for run in results["runs"]}
-    runs = ((recipe, seed) for recipe in RECIPES for seed in range(recipe.seeds))
+    runs = ((recipe, seed) for recipe in recipes for seed in range(recipe.seeds))
     return ((recipe, seed) for recipe, seed in runs if (recipe.name, seed) not in there)
 
 
@@ -200,7 +217,7 @@ def load(path: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
 
 def save(results: dict[str, Any], path: Path) -> None:
     """Replace the file at once; it has a run a line, for diffs that can be read."""
-    order = [recipe.name for recipe in RECIPES]
+    order = [recipe.name for recipes, _ in SETS.values() for recipe in recipes]
     results["runs"].sort(key=lambda run: (order.index(run["name"]), run["seed"]))
     head = json.dumps({k: results[k] for k in ("settings", "machine")}, indent=1)[:-2]
     runs = ",\n  ".join(map(json.dumps, results["runs"]))
@@ -213,15 +230,16 @@ def save(results: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Train what the result file lacks, then draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", choices=SETS, default="modes", help="what is trained")
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the picture")
     options = parser.parse_args(arguments)
     from precision_plot import draw  # matplotlib, missed now rather than after hours
 
     torch.set_num_threads(1)  # a model this small gains nothing from more
-    settings, corpus = Settings(), load_corpus()
+    (recipes, settings), corpus = SETS[options.recipes], load_corpus()
     results = load(options.json, settings, corpus)
-    for recipe, seed in list(pending(results)):
+    for recipe, seed in list(pending(results, recipes)):
         start = time.perf_counter()
         run = train(recipe, seed, settings, corpus)
         results["runs"].append(run)

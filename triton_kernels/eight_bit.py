@@ -48,6 +48,7 @@ def _second_of(codes, scale):
 
 @triton.jit
 def load_second(records, block, index):
+    """Return the second moments of a block, float32."""
     codes, scale = _codes_and_scale(records, block, index)
     return _second_of(codes, scale)
 
@@ -86,6 +87,7 @@ def _unit(second, SIGN: tl.constexpr):
 
 @triton.jit
 def load_first(records, block, index, second):
+    """Return the first moments of a block, float32; ``second`` is what `load_second` returned."""
     codes, scale = _codes_and_scale(records, block, index)
     signed = (codes ^ 0x80) - 0x80
     return signed.to(tl.float32) * scale.to(tl.float32, bitcast=True) * _unit(second, 1)

@@ -13,13 +13,12 @@ constexpr int kLaneRun = kBlockSize / kLanes;
 struct LaneRun {
   int64_t block;    // which block of the tensor
   int64_t index;    // of the lane's first element
-  int64_t element;  // the same in the full tensor, a multiple of 8
+  int64_t element;  // the same in the full tensor, a multiple of 8; the others follow it
   int lane;
   int count;    // elements that the lane has; less than 8 where the tensor ends
   bool vector;  // whether they are loaded and stored together
 
   FUSED_DEVICE DensePlace Whole() const { return {index, element}; }
-  FUSED_DEVICE DensePlace At(int i) const { return {index + i, element + i}; }
 };
 
 struct Codes {
@@ -131,10 +130,11 @@ FUSED_DEVICE void LoadElements(const TensorRecord& t, const LaneRun& run, float 
     float one_g[1] = {0.0f};
     float one_p[1] = {0.0f};
     if (i < run.count) {
+      const StridedPlace place = PlaceOf(t, run.index + i);
       RawParam<1> raw;
-      LoadParam<kDtype, kMode, 1>(t, run.At(i), &raw);
+      LoadParam<kDtype, kMode, 1>(t, place, &raw);
       DecodeParam<kDtype, kMode>(raw, one_p);
-      Unpack(LoadGradient<1>(t, run.index + i), t.grad_dtype, one_g);
+      Unpack(LoadGradient<1>(t, place.Offset(kGradSlot)), t.grad_dtype, one_g);
     }
     g[i] = one_g[0];
     p[i] = one_p[0];
@@ -151,11 +151,11 @@ FUSED_DEVICE void StoreElements(const TensorRecord& t, const LaneRun& run, const
 #pragma unroll
   for (int i = 0; i < kLaneRun; ++i) {
     const float one[1] = {p[i]};
-    if (i < run.count) StoreParam<kDtype, kMode>(t, run.At(i), one, draw);
+    if (i < run.count) StoreParam<kDtype, kMode>(t, PlaceOf(t, run.index + i), one, draw);
   }
 }
 
-// Steps elements [first, last) of a dense tensor; `first` is a multiple of 256.
+// Steps elements [first, last) of a tensor of any layout; `first` is a multiple of 256.
 template <typename Update, int64_t kDtype, Mode kMode>
 FUSED_DEVICE void StepBlocks(const TensorRecord& t, const Scalars<typename Update::Row>& scalars,
                              int64_t first, int64_t last) {
@@ -165,8 +165,8 @@ FUSED_DEVICE void StepBlocks(const TensorRecord& t, const Scalars<typename Updat
     const int64_t index = block * kBlockSize + kLaneRun * lane;
     const int64_t left = last - index;
     const int count = static_cast<int>(left < 0 ? 0 : left < kLaneRun ? left : kLaneRun);
-    const LaneRun run = {block, index, t.first_element + index,
-                         lane,  count, count == kLaneRun && TakesVectors(t)};
+    const int64_t element = count > 0 ? PlaceOf(t, index).element : 0;
+    const LaneRun run = {block, index, element, lane, count, count == kLaneRun && TakesVectors(t)};
     float g[kLaneRun], p[kLaneRun], m[kLaneRun], v[kLaneRun], h[kLaneRun];
     LoadElements<kDtype, kMode>(t, run, g, p);
     LoadSecond(t.exp_avg_sq, run, v);

@@ -20,7 +20,7 @@ from fused_optim.ops import (
 )
 from fused_optim.plan import layout as plan_layout
 from fused_optim.precision import DTYPE_TAGS
-from fused_optim.precision.packed_state import is_packed
+from fused_optim.precision.modes import is_packed
 
 COLUMN = {name: index for index, name in enumerate(RECORD_FIELDS)}
 """The index of each field of a record."""
@@ -86,12 +86,6 @@ def fits(entry: TensorEntry, key: BucketKey) -> bool:
     return (
         walks_memory(entry, family, key.mode) or plan_layout.block(tensors, entry.shard) is not None
     )
-
-
-def keeps_blocks(entry: TensorEntry, key: BucketKey) -> bool:
-    """Return whether an entry's records, if it has any, go with its other tensors as they lie."""
-    held = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
-    return not any(map(is_packed, held)) or walks_memory(entry, FAMILIES[key.op], key.mode)
 
 
 def pack(bucket: Bucket) -> Packed:

@@ -6,6 +6,8 @@ A 16-bit parameter holds too few bits to accumulate small updates. Each mode her
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 LOW_PRECISION_MODES = ("auto", "nearest", "stochastic", "kahan", "split", "master")
@@ -100,3 +102,8 @@ def resolve_state_dtype(
     if state_dtype is torch.float16:
         return torch.float16, torch.float32
     return state_dtype, state_dtype
+
+
+def is_packed(value: Any) -> bool:
+    """Return whether a value of a state is records of moments in 8 bits."""
+    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8

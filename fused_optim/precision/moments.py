@@ -8,7 +8,7 @@ import torch
 
 from fused_optim.precision import eight_bit
 from fused_optim.precision.encoding import Draw, blocks, store_moment_
-from fused_optim.precision.packed_state import is_packed
+from fused_optim.precision.modes import is_packed
 from fused_optim.precision.rounding import MOMENT_STREAMS
 
 Tensors = Sequence["torch.Tensor | None"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -51,8 +50,3 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if _in_rows(shape):
         return shape[0], math.prod(shape[1:]) // eight_bit.BLOCK * eight_bit.RECORD
     return (-(-math.prod(shape) // eight_bit.BLOCK) * eight_bit.RECORD,)
-
-
-def is_packed(value: Any) -> bool:
-    """Return whether a value of a state consists of records."""
-    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8

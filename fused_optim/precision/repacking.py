@@ -10,7 +10,8 @@ import torch
 
 from fused_optim.distributed import geometry, placement
 from fused_optim.precision import eight_bit
-from fused_optim.precision.packed_state import is_packed, stored_shape
+from fused_optim.precision.modes import is_packed
+from fused_optim.precision.packed_state import stored_shape
 from fused_optim.precision.state_tensor import StateTensor
 
 _NEAREST = 0x8000  # instead of random bits

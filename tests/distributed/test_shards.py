@@ -51,7 +51,7 @@ def assert_no_differences(found: dict[str, list[str]], count: int) -> None:
 def test_elementwise_updates_have_the_bits_of_the_whole(ranks: list[dict]) -> None:
     """In every mode and dtype, wherever the shards lie, empty ones and replicas among them."""
     for rank in ranks:
-        assert_no_differences(rank["elementwise"], 8)
+        assert_no_differences(rank["elementwise"], 10)
 
 
 def test_adafactor_is_that_of_the_whole(ranks: list[dict]) -> None:
@@ -64,7 +64,7 @@ def test_adafactor_is_that_of_the_whole(ranks: list[dict]) -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_every_case(world_size: int, tmp_path: Path) -> None:
     for rank in results_of(WORKER, tmp_path, str(tmp_path), "every", world_size=world_size):
-        assert_no_differences(rank["elementwise"], 56)
+        assert_no_differences(rank["elementwise"], 58)
         assert_no_differences(rank["adafactor"], 80)
 
 
@@ -146,7 +146,7 @@ def test_fsdp_and_tensor_parallelism_are_that_of_the_whole(ranks: list[dict]) ->
 def test_any_number_of_processes_goes_on_from_a_checkpoint(runs: dict, count: int) -> None:
     """AdamW to the bit, whatever is saved how; torch's own steps differ in an ulp or two."""
     expected = runs[2][0]["checkpoints"]
-    assert len(expected) == 17
+    assert len(expected) == 18
     for rank in runs[count]:
         for name, weights in rank["checkpoints"].items():
             for weight, other in zip(weights, expected[name], strict=True):

@@ -14,7 +14,7 @@ from optimizer_table import assert_identical, snapshot
 
 import fused_optim
 from fused_optim import torch_compat
-from fused_optim.precision import eight_bit, packed_state
+from fused_optim.precision import eight_bit, modes
 
 SCALES = (1e-38, 1e-30, 1e-20, 1.0, 1e20)
 OCTAVES = (0.0, 2.0, 12.0, 60.0)
@@ -146,7 +146,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range
 
 
 def packed(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [v for s in optimizer.state.values() for v in s.values() if packed_state.is_packed(v)]
+    return [v for s in optimizer.state.values() for v in s.values() if modes.is_packed(v)]
 
 
 @every_make

@@ -31,6 +31,19 @@ def tensors(dtype: torch.dtype) -> list[Any]:
     return [(shape, dtype, place) for shape in SHAPES for place in placings(len(shape))]
 
 
+def in_blocks(dtype: torch.dtype) -> list[Any]:
+    """Return tensors whose parts consist of whole blocks of 256 elements, wherever they lie."""
+    shapes = ((37, 256), (16, 1024), (10, 2, 256), (2, 4096))
+    count = torch.distributed.get_world_size()
+    return [
+        (shape, dtype, place)
+        for shape in shapes
+        for place in placings(len(shape))
+        if not any(one.is_shard() and one.dim > 0 for one in place[1])
+        or (len(shape) == 2 and shape[1] % (256 * count) == 0)
+    ]
+
+
 def cases() -> Iterator[tuple[str, Any, list[Any]]]:
     """Yield (name, what makes an optimizer, its parameters)."""
     for number, (name, make) in enumerate(UPDATES.items()):
@@ -43,16 +56,25 @@ def cases() -> Iterator[tuple[str, Any, list[Any]]]:
                 yield f"{name} {dtype} {mode}", functools.partial(make, **options), mine
     every = [one for dtype in MODES for one in tensors(dtype)[:: len(MODES)]]
     yield "all dtypes in one", UPDATES["AdamW"], every
+    for name, mode in (("AdamW", "split"), ("torch_compat.AdamW", "stochastic")):
+        options = {"low_precision": mode, "state_dtype": "int8", "seed": 9}
+        make = functools.partial(UPDATES[name], **options)
+        yield f"{name} 8 bits", make, in_blocks(torch.bfloat16)
 
 
 def differences(known: dict[str, Any], every: bool) -> dict[str, list[str]]:
     """Return each case's differences; the world sizes take turns unless ``every`` case is due."""
     found = {}
     for number, (name, make, mine) in enumerate(cases()):
-        if not (every or number % 7 == 2 * torch.distributed.get_world_size() % 7):
+        packed = name.endswith("8 bits")
+        if not (every or packed or number % 7 == 2 * torch.distributed.get_world_size() % 7):
             continue
         mine = in_turns(mine, number, every)
         twins = Twins(make, mine, known)
         twins.step(3)
         found[name] = twins.differences()
+        if packed and any(
+            s["exp_avg"].dtype is not torch.uint8 for s in twins.parts.state.values()
+        ):
+            found[name].append("moments are not in 8 bits")
     return found

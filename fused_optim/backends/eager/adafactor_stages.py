@@ -8,7 +8,7 @@ import torch
 
 from fused_optim.precision import moments
 from fused_optim.precision.encoding import decode, encode_
-from fused_optim.precision.packed_state import is_packed
+from fused_optim.precision.modes import is_packed
 
 from .adafactor_work import Update, Work, zeros
 from .gradients import preparation

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fused_optim.precision.encoding import Draw
-from fused_optim.precision.packed_state import is_packed
+from fused_optim.precision.modes import is_packed
 
 from .gradients import preparation
 from .tiles import Tile, as_matrices, tiles_of
