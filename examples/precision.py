@@ -89,14 +89,13 @@ def recipes() -> list[Recipe]:
 def eight_bit_recipes() -> list[Recipe]:
     """Moments in 8 bits, over as many seeds as float32: 6 and 4 bytes a parameter."""
     fp32, adamw, seeds = torch.float32, fused_optim.AdamW, FLOAT32_SEEDS
-    split, stochastic = (
-        {"low_precision": m, "state_dtype": "int8"} for m in ("split", "stochastic")
-    )
-    return [
-        Recipe("AdamW float32", adamw, {}, fp32, seeds),
-        Recipe("AdamW split, 8-bit moments", adamw, split, seeds=seeds),
-        Recipe("AdamW stochastic, 8-bit moments", adamw, stochastic, seeds=seeds),
-    ]
+    found = [Recipe("AdamW float32", adamw, {}, fp32, seeds)]
+    for mode in ("split", "stochastic"):
+        plain = {"low_precision": mode}
+        coded = {**plain, "state_dtype": "int8"}
+        found.append(Recipe(f"AdamW {mode}", adamw, plain, seeds=seeds))
+        found.append(Recipe(f"AdamW {mode}, 8-bit moments", adamw, coded, seeds=seeds))
+    return found
 
 
 RECIPES = recipes()

@@ -1,4 +1,4 @@
-"""Moments in 8 bits (kernel contract, section 9): records of 256 codes and a scale.
+"""Moments in 8 bits (kernel contract, section 8): records of 256 codes and a scale.
 
 A program holds one block at a time, as ``[32, 8]``, so that the extremes that make its scale are
 those of all its registers.

@@ -15,6 +15,7 @@ import written_pages
 pytest.importorskip("pandas")
 
 import backward_page
+import eight_bit_page
 import readme_page
 import scaling_page
 
@@ -108,8 +109,9 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
         (backward_page, "PAGE", "in_backward"),
         (precision_page, "PAGE", "training"),
         (scaling_page, "PAGE", "memory"),
+        (eight_bit_page, "PAGE", "codes"),
     ],
-    ids=["readme", "in_backward", "precision", "scaling"],
+    ids=["readme", "in_backward", "precision", "scaling", "8 bits"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

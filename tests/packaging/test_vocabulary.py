@@ -55,7 +55,10 @@ def test_ops_are_those_of_the_contract(backend: str) -> None:
     ops = contract_ops()
     assert set(ops) == set(OPS)
     more = set() if backend == "triton" else {"shard_sums", "shard_update_sum"}
-    more |= {"eager": set(), "triton": {"needs"}, "cuda": {"needs", "keeps_sums"}}[backend]
+    packs = "eight_bit_updates"
+    more |= {"eager": set(), "triton": {"needs", packs}, "cuda": {"needs", "keeps_sums", packs}}[
+        backend
+    ]
     assert exported(BACKENDS[backend]) == set(ops) | more
     found = signatures(BACKENDS[backend])
     work = "bucket" if backend == "eager" else "tables"

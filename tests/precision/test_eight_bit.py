@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+import eight_bit_page
+import moment_codes
 import pytest
 import torch
+import written_pages
 from optimizer_table import assert_identical, snapshot
 
 import fused_optim
@@ -106,6 +110,55 @@ def test_what_is_not_finite_spoils_its_block_alone(bad: float) -> None:
     assert kept[1].isnan().all() and kept[[0, 2]].isfinite().all()
     values = eight_bit.decode_first(eight_bit.encode_first(v, None, draws(v)), None)
     assert values[1].isnan().all() and values[[0, 2]].isfinite().all()
+
+
+# --- updates --------------------------------------------------------------------------------------
+
+
+def test_the_page_is_what_was_measured() -> None:
+    page = eight_bit_page.PAGE.read_text()
+    assert written_pages.filled(page, eight_bit_page.TABLES) == page
+    found = json.loads(eight_bit_page.CODE_RESULTS.read_text())["codes"]
+    assert found.keys() == moment_codes.CODES.keys()
+    assert max(found["ours"].values()) < 0.12
+    for name, errors in found.items():
+        if name not in ("ours", "bfloat16, stochastic"):
+            assert max(errors.values()) > 2 * max(found["ours"].values()), name
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-10, 1.0, 1e10])
+def test_updates_do_not_depend_on_the_scale_of_gradients(scale: float) -> None:
+    """float32's squares of gradients of 1e-20 have a few bits left, and ours those."""
+    torch.manual_seed(0)
+    grads = [scale * torch.randn(16 * 256) for _ in range(60)]
+    assert moment_codes.error(grads, moment_codes.ours) < 0.03
+
+
+def minimised(code: moment_codes.Code | None, curvature: torch.Tensor, rows: bool) -> float:
+    """Return how far AdamW gets down a parabola in 2,000 steps of a falling rate."""
+    torch.manual_seed(0)
+    x = torch.randn(curvature.shape)
+    first = (curvature * x.square()).sum().item()
+    m, v, source = torch.zeros_like(x), torch.zeros_like(x), torch.Generator().manual_seed(1)
+    for step in range(1, 2001):
+        g = curvature * x
+        if rows:  # an embedding, of which few rows are looked up
+            g = (g.view(-1, 256) * (torch.rand(len(x) // 256, 1) < 0.05)).reshape(-1)
+        m, v = m + 0.1 * (g - m), 0.999 * v + 0.001 * g * g
+        root = (v / (1 - 0.999**step)).sqrt()
+        x = x - 0.01 * (1 - step / 2000) * m / (1 - 0.9**step) / (root + 1e-8)
+        if code is not None:
+            m, v = code(m, v, source)
+    return (curvature * x.square()).sum().item() / first
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["long", "sparse"])
+def test_problems_on_which_a_linear_code_fails(rows: bool) -> None:
+    curvature = torch.logspace(-3, 3, 16 * 256)[torch.randperm(16 * 256)]
+    exact = minimised(None, curvature, rows)
+    assert minimised(moment_codes.ours, curvature, rows) < 1.2 * exact + 1e-4
+    naive = minimised(moment_codes.CODES["linear, nearest"], curvature, rows)
+    assert not naive < 1.0  # it went up, or nowhere that is a number
 
 
 # --- optimizers -----------------------------------------------------------------------------------
