@@ -101,19 +101,29 @@ void DefineAdafactor(py::module_& m) {
         AdafactorApply(launch.target, launch.arguments, Pointer<float>(scratch));
       },
       Unlocked());
-  m.def("adafactor_tiles", &AdafactorTiles, "batch"_a, "rows"_a, "cols"_a);
-  m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a);
-  m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a);
-  m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a);
+  m.attr("ADAFACTOR_MOST_CUT") = kAdafactorMostCut;
+  m.def("adafactor_blocks", &AdafactorBlocks, "device"_a);
+  m.def("adafactor_tiles", &AdafactorTiles, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
+  m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
+  m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
+  m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
+  m.def(
+      "adafactor_tile_sizes",
+      [](int64_t batch, int64_t rows, int64_t cols, int cut) {
+        py::list sizes;
+        for (const int64_t size : AdafactorTileSizes(batch, rows, cols, cut)) sizes.append(size);
+        return sizes;
+      },
+      "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
   m.def(
       "adafactor_sums",
-      [](int64_t batch, int64_t rows, int64_t cols) {
-        const AdafactorSumPlaces at = AdafactorSums(batch, rows, cols);
+      [](int64_t batch, int64_t rows, int64_t cols, int cut) {
+        const AdafactorSumPlaces at = AdafactorSums(batch, rows, cols, cut);
         return py::dict("grads"_a = at.grads, "params"_a = at.params, "updates"_a = at.updates,
                         "rows"_a = at.rows, "cols"_a = at.cols, "means"_a = at.means,
                         "olds"_a = at.olds, "row_jobs"_a = at.row_jobs);
       },
-      "batch"_a, "rows"_a, "cols"_a);
+      "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
 }
 
 #ifdef FUSED_OPTIM_CPU

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "common/tables.h"
 
@@ -52,10 +53,18 @@ void Lion(const LaunchTarget& target, const LaunchArguments& launch);
 void GradSquareSums(const LaunchTarget& target, const LaunchArguments& launch, bool clamps,
                     float* partials, float* sums);
 
-// How many items and how much scratch a tensor of Adafactor takes.
-int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols);
-int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols);
-int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols);
+// How many items and how much scratch a tensor of Adafactor takes. `cut` is how often the largest
+// tiles have been halved: from 0 to kAdafactorMostCut, which is 0 where tiles have one size.
+extern const int kAdafactorMostCut;
+int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols, int cut);
+int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols, int cut);
+int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols, int cut);
+
+// The elements of each tile.
+std::vector<int64_t> AdafactorTileSizes(int64_t batch, int64_t rows, int64_t cols, int cut);
+
+// How many blocks of the kernels that walk tiles a device runs at once.
+int64_t AdafactorBlocks(int device);
 
 // Where in a tensor's scratch the sums lie that its parts on several processes add up. Those of a
 // matrix's lines begin at these places; `row_jobs` for each batch index add up to a mean of rows.
@@ -64,10 +73,10 @@ struct AdafactorSumPlaces {
   int64_t rows, cols, means, olds;
   int64_t row_jobs;  // 0 where no sums of lines are kept
 };
-AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols);
+AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols, int cut);
 
 // Whether a tensor is small enough for AdafactorFinalise to do all four stages of it.
-bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols);
+bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols, int cut);
 
 // The tensors for which it does so. The items of the other stages, its own lines included, leave
 // them out; but for those of AdafactorStatistics where `have_statistics`.

@@ -35,13 +35,14 @@ RECORD_FIELDS = (
     "global_numel",
     "global_rows",
     "global_cols",
+    "cut",
 )
-"""Fields of a tensor record, in order, each an int64. `RECORD_SIZE` counts reserved ones too.
+"""Fields of a tensor record, in order, each an int64.
 
 Section 3 of docs/kernel_contract.md defines them.
 """
 
-RECORD_SIZE = 24
+RECORD_SIZE = len(RECORD_FIELDS)
 ROW_SIZE = 16
 MAX_NUMBER = 1 << 28
 

@@ -19,6 +19,7 @@ _NOTES = {
     "extra": "master, remainder or compensation, by the bucket's mode",
     "layout": "0, or the address of a Layout",
     "global_numel": "of the unsharded tensor, as are the next two",
+    "cut": "Adafactor: how often the backend's largest tiles were halved",
 }
 
 

@@ -29,7 +29,7 @@ ROW_SIZE = tl.constexpr(ops.ROW_SIZE)
 # Indices of the fields of a record.
 (PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EXTRA, RMS, LAYOUT, NUMEL, FIRST_ELEMENT, ROW,
  NUMBER, GRAD_DTYPE, EXP_AVG_DTYPE, EXP_AVG_SQ_DTYPE, FLAGS, BATCH, ROWS, COLS, SCRATCH,
- GLOBAL_NUMEL, GLOBAL_ROWS, GLOBAL_COLS) = map(
+ GLOBAL_NUMEL, GLOBAL_ROWS, GLOBAL_COLS, CUT) = map(
     tl.constexpr, range(len(ops.RECORD_FIELDS))
 )  # fmt: skip
 ALIGNED = tl.constexpr(1)

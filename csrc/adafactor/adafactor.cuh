@@ -2,12 +2,13 @@
 //
 // note: [tiles] A warp reads runs of 8 elements, `lanes` of them side by side in a row (a power of
 // two, so that narrow matrices keep all 32 lanes busy): a strip of columns. It walks down its strip
-// 32 steps at a time: a chain. A block's warps lie below each other, or side by side where the rows
-// are too few for that. Sums along rows are of a strip; sums down columns are of the block, and
-// what either lacks is added by the next launch. A tensor of one row is linear: it is walked as if
-// it had 256 columns, and its column statistics, if factored, are element by element. So is a batch
-// of tiny matrices, which a tile may then hold many of: no sums of lines are kept of it, and
-// whoever needs one adds it up.
+// in chains of 32 steps, or in a part of one. A block's warps lie below each other, or side by side
+// where the rows are too few for that. The largest tiles have 128 steps; `cut` says how often they
+// have been halved, for all tensors of a bucket alike: backends/cuts.py chooses it. Sums along rows
+// are of a strip; sums down columns are of the block, and what either lacks is added by the next
+// launch. A tensor of one row is linear: it is walked as if it had 256 columns, and its column
+// statistics, if factored, are element by element. So is a batch of tiny matrices, which a tile may
+// then hold many of: no sums of lines are kept of it, and whoever needs one adds it up.
 //
 // note: [visits] A tensor of a tile's size is not cut up: one block does all its stages in the last
 // launch, with barriers between them where other tensors have launches, so that what the stages
@@ -25,8 +26,9 @@ constexpr int kRunBits = 3;
 constexpr int kChainBits = 5;
 constexpr int kLaneBits = 5;
 constexpr int kWarpBits = 3;
-constexpr int kManyChainBits = 2;
-constexpr int64_t kManyElements = 1 << 22;  // above, tiles of four chains keep scratch small
+constexpr int kTileBlocks = 2;  // of the kernels that walk tiles, on a processor
+constexpr int kMostStepBits = 7;
+constexpr int kMostCut = 5;  // a smaller tile would take less time than its beginning does
 constexpr int kLineBits = 8;
 constexpr int64_t kLineJob = kThreads;  // rows or columns that a block finishes at once
 constexpr int64_t kTinyMatrix = 64;
@@ -42,22 +44,22 @@ struct Geometry {
   bool tiny;                            // a batch of tiny matrices, walked as a linear tensor
   int lane_bits;                        // lanes side by side in a row
   int across_bits;                      // warps side by side
-  int chain_bits;                       // chains of a warp in a tile
+  int step_bits;                        // steps of a warp in a tile
   int64_t strips;                       // columns' worth of a warp
   int64_t row_tiles, col_tiles, tiles;  // tiles: of all batch indices together
   int64_t row_jobs, col_jobs;           // per batch index
 
   FUSED_MATH int RowsPerStepBits() const { return kLaneBits - lane_bits; }
   FUSED_MATH int StripBits() const { return lane_bits + kRunBits; }
-  FUSED_MATH int Steps() const { return kChain << chain_bits; }
-  FUSED_MATH int WarpRowBits() const { return chain_bits + kChainBits + RowsPerStepBits(); }
+  FUSED_MATH int Steps() const { return 1 << step_bits; }
+  FUSED_MATH int WarpRowBits() const { return step_bits + RowsPerStepBits(); }
   FUSED_MATH int TileRowBits() const { return WarpRowBits() + kWarpBits - across_bits; }
 };
 
 FUSED_MATH int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FUSED_MATH int64_t CeilShift(int64_t a, int bits) { return (a + (int64_t{1} << bits) - 1) >> bits; }
 
-FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols) {
+FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols, int cut) {
   Geometry g;
   g.numel = batch * rows * cols;
   g.tiny = batch * rows != 1 && rows * cols <= kTinyMatrix;
@@ -67,7 +69,7 @@ FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols) {
   g.rows = g.linear ? CeilShift(g.numel, kLaneBits + kRunBits) : rows;
   g.lane_bits = 0;
   while (g.lane_bits < kLaneBits && int64_t{1} << g.StripBits() < g.cols) ++g.lane_bits;
-  g.chain_bits = g.numel >= kManyElements ? kManyChainBits : 0;
+  g.step_bits = kMostStepBits - cut;
   g.strips = CeilShift(g.cols, g.StripBits());
   g.across_bits = 0;
   while (g.across_bits < kWarpBits && int64_t{1} << g.across_bits < g.strips &&
@@ -82,9 +84,39 @@ FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols) {
   return g;
 }
 
+// Elements of a tile that the tensor's edges do not cut short.
+FUSED_MATH int64_t TileElements(const Geometry& g) {
+  return int64_t{1} << (g.step_bits + kLaneBits + kRunBits + kWarpBits);
+}
+
 // Whether one block takes a tensor through all stages: note: [visits].
 FUSED_MATH bool IsVisited(const Geometry& g) {
-  return g.numel <= kVisitElements && g.tiles <= kVisitTiles;
+  const int64_t most = TileElements(g) < kVisitElements ? TileElements(g) : kVisitElements;
+  return g.numel <= most && g.tiles <= kVisitTiles;
+}
+
+// The place of a tile. Columns vary fastest, so that consecutive tiles share memory pages.
+struct TilePlace {
+  int64_t batch, row_tile, col_tile;
+};
+
+FUSED_MATH TilePlace PlaceOfTile(const Geometry& shape, int32_t tile) {
+  // There are fewer tiles than 2^31, and 32-bit divisions are much shorter.
+  const auto cols = static_cast<uint32_t>(shape.col_tiles);
+  const auto rows = static_cast<uint32_t>(shape.row_tiles);
+  const uint32_t above = static_cast<uint32_t>(tile) / cols;
+  return {above / rows, above % rows, static_cast<uint32_t>(tile) % cols};
+}
+
+// The elements of a tile.
+inline int64_t SizeOfTile(const Geometry& g, int64_t tile) {
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  if (g.linear) return least(TileElements(g), g.numel - tile * TileElements(g));
+  const TilePlace place = PlaceOfTile(g, static_cast<int32_t>(tile));
+  const int col_bits = g.StripBits() + g.across_bits;
+  const int64_t rows = g.rows - (place.row_tile << g.TileRowBits());
+  const int64_t cols = g.cols - (place.col_tile << col_bits);
+  return least(rows, int64_t{1} << g.TileRowBits()) * least(cols, int64_t{1} << col_bits);
 }
 
 FUSED_MATH ScratchMap ScratchMapOf(const Geometry& g) {

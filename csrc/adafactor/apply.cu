@@ -5,7 +5,7 @@ namespace fused_optim {
 namespace {
 
 template <int64_t kDtype, Mode kMode>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
     ApplyKernel(const LaunchArguments launch, float* scratch) {
   __shared__ TensorTask task;
   if (*launch.found_inf != 0.0f) return;

@@ -94,7 +94,7 @@ FUSED_DEVICE void FinaliseTinyMatrices(const TensorTask& task, int32_t tile) {
   const TensorRecord& t = task.t;
   const int rows = static_cast<int>(t.rows);
   const int cols = static_cast<int>(t.cols);
-  const int64_t elements = int64_t{1} << (task.shape.TileRowBits() + kLaneBits + kRunBits);
+  const int64_t elements = TileElements(task.shape);
   const int64_t end = (tile + 1) * elements < t.numel ? (tile + 1) * elements : t.numel;
   const int64_t last = CeilDiv(end, rows * cols);
   const float k2 = prepare.clip * prepare.clip;

@@ -6,7 +6,7 @@ namespace fused_optim {
 namespace {
 
 template <int64_t kDtype, Mode kMode>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
     StatisticsKernel(const LaunchArguments launch, float* scratch) {
   __shared__ TensorTask task;
   __shared__ ColumnSums columns;
@@ -30,25 +30,36 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols) {
-  return GeometryOf(batch, rows, cols).tiles;
+const int kAdafactorMostCut = kMostCut;
+
+int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  return GeometryOf(batch, rows, cols, cut).tiles;
 }
 
-int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols) {
-  return PartsOf(GeometryOf(batch, rows, cols));
+std::vector<int64_t> AdafactorTileSizes(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  const Geometry shape = GeometryOf(batch, rows, cols, cut);
+  std::vector<int64_t> sizes;
+  for (int64_t tile = 0; tile < shape.tiles; ++tile) sizes.push_back(SizeOfTile(shape, tile));
+  return sizes;
 }
 
-int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols) {
-  return ScratchMapOf(GeometryOf(batch, rows, cols)).size;
+int64_t AdafactorBlocks(int device) { return kTileBlocks * Processors(device); }
+
+int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  return PartsOf(GeometryOf(batch, rows, cols, cut));
 }
 
-AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols) {
-  const Geometry shape = GeometryOf(batch, rows, cols);
+int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  return ScratchMapOf(GeometryOf(batch, rows, cols, cut)).size;
+}
+
+AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  const Geometry shape = GeometryOf(batch, rows, cols, cut);
   return SumPlacesOf(ScratchMapOf(shape), shape.linear ? 0 : shape.row_jobs);
 }
 
-bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols) {
-  return IsVisited(GeometryOf(batch, rows, cols));
+bool AdafactorVisited(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  return IsVisited(GeometryOf(batch, rows, cols, cut));
 }
 
 void AdafactorStatistics(const LaunchTarget& target, const LaunchArguments& launch,

@@ -34,7 +34,8 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
   if (ThreadIndex() == 0) {
     task->t = launch.records[tensor];
     task->row = static_cast<const AdafactorRow*>(launch.rows)[task->t.row];
-    task->shape = GeometryOf(task->t.batch, task->t.rows, task->t.cols);
+    task->shape =
+        GeometryOf(task->t.batch, task->t.rows, task->t.cols, static_cast<int>(task->t.cut));
     task->map = ScratchMapOf(task->shape);
     task->prepare = Prepare(launch, tensor, task->row.grad_mul, Infinity());
     task->draw = DrawOf(launch, task->t, task->row.step);
@@ -45,19 +46,6 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
 
 FUSED_DEVICE int Lane() { return ThreadIndex() % kLanes; }
 FUSED_DEVICE int Warp() { return ThreadIndex() / kLanes; }
-
-// The place of a tile. Columns vary fastest, so that consecutive tiles share memory pages.
-struct TilePlace {
-  int64_t batch, row_tile, col_tile;
-};
-
-FUSED_DEVICE TilePlace PlaceOfTile(const Geometry& shape, int32_t tile) {
-  // There are fewer tiles than 2^31, and 32-bit divisions are much shorter.
-  const auto cols = static_cast<uint32_t>(shape.col_tiles);
-  const auto rows = static_cast<uint32_t>(shape.row_tiles);
-  const uint32_t above = static_cast<uint32_t>(tile) / cols;
-  return {above / rows, above % rows, static_cast<uint32_t>(tile) % cols};
-}
 
 // This lane's runs of a tile: one per step, each a fixed number of rows below the one before.
 struct LaneRuns {

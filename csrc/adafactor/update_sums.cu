@@ -7,7 +7,7 @@ namespace {
 // note: [back and forth] The statistics pass ends with the last tiles and, in each, with the last
 // rows: they are what a cache still holds of a bucket larger than it. This pass walks tiles and
 // rows the other way round, and the apply pass, which comes next, forwards again.
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
     UpdateSumsKernel(const LaunchArguments launch, float* scratch) {
   __shared__ TensorTask task;
   __shared__ bool is_last;

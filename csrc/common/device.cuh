@@ -92,6 +92,14 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// The multiprocessors of a device.
+inline int Processors(int device) {
+  int processors = 0;
+  Check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+        "fused_optim: processors of cuda:" + std::to_string(device));
+  return processors;
+}
+
 // Blocks of `kernel` that the site's device, which must be current, runs at once. Asked once.
 inline int ResidentBlocks(const void* kernel, const LaunchSite& site) {
   static std::mutex mutex;
@@ -99,13 +107,10 @@ inline int ResidentBlocks(const void* kernel, const LaunchSite& site) {
   const std::lock_guard<std::mutex> lock(mutex);
   int& resident = known[{kernel, site.device}];
   if (resident == 0) {
-    int processors = 0;
     int blocks = 0;
-    Check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, site.device),
-          site.Describe());
     Check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0),
           site.Describe());
-    resident = processors * (blocks > 0 ? blocks : 1);
+    resident = Processors(site.device) * (blocks > 0 ? blocks : 1);
   }
   return resident;
 }

@@ -37,7 +37,7 @@ struct TensorRecord {
   int64_t global_numel;  // of the unsharded tensor, as are the next two
   int64_t global_rows;
   int64_t global_cols;
-  int64_t reserved[1];
+  int64_t cut;  // Adafactor: how often the backend's largest tiles were halved
 };
 static_assert(sizeof(TensorRecord) == 24 * sizeof(int64_t), "24 int64 per tensor record");
 

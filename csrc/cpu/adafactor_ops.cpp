@@ -96,15 +96,21 @@ void ForTensors(const Batch& batch, const WorkItem* items, int64_t count, const 
 
 }  // namespace
 
-int64_t AdafactorTiles(int64_t, int64_t, int64_t) { return 1; }
-int64_t AdafactorLines(int64_t, int64_t, int64_t) { return 1; }
-bool AdafactorVisited(int64_t, int64_t, int64_t) { return true; }
+const int kAdafactorMostCut = 0;
+int64_t AdafactorTiles(int64_t, int64_t, int64_t, int) { return 1; }
+int64_t AdafactorLines(int64_t, int64_t, int64_t, int) { return 1; }
+bool AdafactorVisited(int64_t, int64_t, int64_t, int) { return true; }
+int64_t AdafactorBlocks(int) { return 1; }
 
-int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols) {
+std::vector<int64_t> AdafactorTileSizes(int64_t batch, int64_t rows, int64_t cols, int) {
+  return {batch * rows * cols};
+}
+
+int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols, int) {
   return ScratchMapOf(TilingOf(batch, rows, cols)).size;
 }
 
-AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols) {
+AdafactorSumPlaces AdafactorSums(int64_t batch, int64_t rows, int64_t cols, int) {
   const Tiling shape = TilingOf(batch, rows, cols);
   return SumPlacesOf(ScratchMapOf(shape), shape.row_jobs);
 }

@@ -6,13 +6,15 @@ this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from fused_optim.backends.interface import Counts, Launch, Needs, Shape, Tables, of_shape
+from fused_optim.backends import cuts
+from fused_optim.backends.interface import BucketKey, Counts, Launch, Needs, Shape, Tables
 from fused_optim.ops import FAMILIES
 from fused_optim.precision import DTYPE_TAGS
 
@@ -95,24 +97,33 @@ class WithAdafactor(Elementwise):
         self, extension: ModuleType, place: Callable[[torch.device], dict[str, int]]
     ) -> None:
         super().__init__(extension, place)
-        tiles, lines = of_shape(extension.adafactor_tiles), of_shape(extension.adafactor_lines)
-        scratch = of_shape(extension.adafactor_scratch)
+        tiles, lines = _of_shape(extension.adafactor_tiles), _of_shape(extension.adafactor_lines)
+        scratch = _of_shape(extension.adafactor_scratch)
+        sizes = {
+            "tiles": functools.partial(cuts.tile_sizes, extension),
+            "visits": lambda shape: torch.tensor([shape.numel], device="cpu"),
+        }
+
+        def cut(shapes: Sequence[Shape], key: BucketKey) -> int:
+            return cuts.chosen(extension, shapes, key)
 
         def visits(shape: Shape) -> int:
             """Return 1 for a small tensor, whose whole step the finalising op makes, else 0."""
-            visited = extension.adafactor_visited(shape.batch, shape.rows, shape.cols)
-            return int(visited and not shape.sharded)
+            return int(cuts.is_visited(extension, shape))
 
         def large(count: Counts) -> Counts:
             return lambda shape: 0 if visits(shape) else count(shape)
 
+        def needs(**maps: Counts) -> Needs:
+            return Needs(maps, scratch, cut, sizes)
+
         large_tiles, large_lines = large(tiles), large(lines)
-        self._all_statistics = Needs({"tiles": tiles, "lines": lines}, scratch)
+        self._all_statistics = needs(tiles=tiles, lines=lines)
         self._needs |= {
-            "adafactor_statistics": Needs({"tiles": large_tiles, "lines": large_lines}, scratch),
-            "adafactor_finalise_": Needs({"lines": large_lines, "visits": visits}, scratch),
-            "adafactor_update_sums": Needs({"tiles": large_tiles}, scratch),
-            "adafactor_apply_": Needs({"tiles": large_tiles}, scratch),
+            "adafactor_statistics": needs(tiles=large_tiles, lines=large_lines),
+            "adafactor_finalise_": needs(lines=large_lines, visits=visits),
+            "adafactor_update_sums": needs(tiles=large_tiles),
+            "adafactor_apply_": needs(tiles=large_tiles),
         }
 
     def needs(self, op: str, launch: Launch) -> Needs:
@@ -163,7 +174,7 @@ class WithAdafactor(Elementwise):
 
         Those of tiny matrices' lines do not, nor what a single row adds to its columns.
         """
-        if self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols)["row_jobs"]:
+        if self._sums(shape)["row_jobs"]:
             return True
         return not rows_split and not (cols_split and shape.batch * shape.rows > 1)
 
@@ -178,7 +189,7 @@ class WithAdafactor(Elementwise):
             factored: whether it has row and column statistics.
         """
         batch, rows, cols = shape.batch, shape.rows, shape.cols
-        at = self.extension.adafactor_sums(batch, rows, cols)
+        at = self._sums(shape)
         sums = {"params": scratch[at["params"]]}
         jobs = at["row_jobs"]
         if factored and not jobs and batch * rows == 1:
@@ -197,13 +208,19 @@ class WithAdafactor(Elementwise):
 
     def shard_update_sum(self, scratch: torch.Tensor, shape: Shape) -> torch.Tensor:
         """Return F6 of a part of a tensor, in its scratch memory."""
-        return scratch[
-            self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols)["updates"]
-        ]
+        return scratch[self._sums(shape)["updates"]]
 
     def adafactor_apply_(self, tables: Tables, launch: Launch) -> None:
         """Run F7 to F10: scale the updates and write the parameters."""
         self.extension.adafactor_apply_(self._launch(tables, "tiles"), tables.scratch.data_ptr())
+
+    def _sums(self, shape: Shape) -> dict[str, int]:
+        """Return where in a tensor's scratch memory its sums lie."""
+        return self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols, shape.cut)
+
+
+def _of_shape(count: Callable[[int, int, int, int], int]) -> Counts:
+    return lambda shape: count(shape.batch, shape.rows, shape.cols, shape.cut)
 
 
 def _addressed(items: torch.Tensor) -> tuple[int, int]:

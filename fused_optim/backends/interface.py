@@ -9,7 +9,7 @@ launch)`` asks for. No op asks the plan for more. docs/kernel_contract.md define
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -114,13 +114,15 @@ class Shape(NamedTuple):
     """The shape by which a backend counts a tensor's work: to an elementwise op, one matrix row.
 
     ``sharded`` says whether any tensor of the bucket is a shard. The sums of shards are added up
-    over processes between the ops, so no op may make a whole step of such a bucket.
+    over processes between the ops, so no op may make a whole step of such a bucket. ``cut`` is what
+    the backend chose for the bucket (`Needs`).
     """
 
     batch: int
     rows: int
     cols: int
     sharded: bool = False
+    cut: int = 0
 
     @property
     def numel(self) -> int:
@@ -130,6 +132,9 @@ class Shape(NamedTuple):
 
 Counts = Callable[[Shape], int]
 """Counts a tensor's tiles, or its float32 words of scratch. It isn't asked of empty tensors."""
+
+Sizes = Callable[[Shape], torch.Tensor]
+"""Returns the elements of each of a tensor's tiles, int64 on the CPU."""
 
 
 def of_shape(count: Callable[[int, int, int], int]) -> Counts:
@@ -145,10 +150,16 @@ class Needs:
         maps: for each map that it walks, by name, how many entries a tensor has there.
         scratch: how much scratch memory a tensor takes, or None. Ops of a step that hand results on
             in scratch memory have to give the same function.
+        cut: chooses a number for the whole bucket from all its shapes, or None. Both counts find it
+            in ``Shape.cut``, and kernels in the records.
+        sizes: for maps that begin with the largest entries, by name, the elements of each entry of
+            a tensor. Blocks that take entries in turn end with small ones, at about the same time.
     """
 
     maps: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
     scratch: Counts | None = None
+    cut: Callable[[Sequence[Shape], BucketKey], int] | None = None
+    sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)

@@ -142,7 +142,7 @@ def _record(entry: TensorEntry, family: Family) -> list[int]:
         DTYPE_TAGS[entry.grad.dtype],
         *(0 if t is None else DTYPE_TAGS[t.dtype] for t in moments[:2]),
         *(0, batch, rows, cols, 0),  # flags, shape, scratch
-        *(whole.numel(), global_rows, global_cols, 0),
+        *(whole.numel(), global_rows, global_cols, 0),  # cut
     ]
 
 

@@ -7,13 +7,14 @@ device from step to step. It holds addresses and sizes, and no parameter, gradie
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 
 from fused_optim.backends import dispatch
-from fused_optim.backends.interface import Bucket, BucketKey, Counts, Launch, Shape, Tables
+from fused_optim.backends.interface import Bucket, BucketKey, Launch, Needs, Shape, Tables
 from fused_optim.ops import RECORD_SIZE, ROW_SIZE
 from fused_optim.plan import maps, upload
 from fused_optim.plan import records as plan_records
@@ -48,7 +49,7 @@ class Plan:
         self._device_blocks: torch.Tensor | None = None
         self._derived: dict[Hashable, Any] = {}
         self._scratch: torch.Tensor | None = None
-        self._scratch_size: Counts | None = None
+        self._lays_out: Needs | None = None  # whose scratch memory the records have parts of
         self._streams: set[int] = set()
         self._ready: dict[tuple[str, bool], Tables] = {}  # by op and sums_wanted
         self._seed = 0  # that the ready tables have
@@ -72,7 +73,7 @@ class Plan:
         self._blocks = packed.blocks
         self._aligned_but_grad = packed.aligned_but_grad
         self._forget_shapes(records)
-        if self._scratch_size is not None:
+        if self._lays_out is not None:
             self._set_scratch(records)
         self._send_records(records)
         if isinstance(bucket.rows, torch.Tensor):
@@ -106,13 +107,13 @@ class Plan:
         """Return the tables of an op in a step that neither scales, skips nor clips."""
         needs = dispatch.load(self.backend).needs(op, launch)
         if needs.scratch is not None:
-            self._lay_out_scratch(needs.scratch)
+            self._lay_out_scratch(needs)
         one = upload.constant(1.0, self.key.device)
         return Tables(
             key=self.key,
             records=self.records,
             rows=self.rows,
-            maps={name: self._map(name, counts) for name, counts in needs.maps.items()},
+            maps={name: self._map(name, needs) for name in needs.maps},
             scratch=self._scratch_memory(0 if needs.scratch is None else self.scratch_numel),
             grad_scale=one,
             found_inf=upload.constant(0.0, self.key.device),
@@ -127,9 +128,10 @@ class Plan:
 
     def scratch_of(self, index: int) -> tuple[torch.Tensor, Shape, bool]:
         """Return a tensor's own scratch memory and shape, and whether it is factored."""
-        names = ("scratch", "batch", "rows", "cols", "max_exp_avg_sq")
-        first, *shape, cols = (int(self.host[index, COLUMN[name]]) for name in names)
-        return self._scratch[first:], Shape(*shape, sharded=True), bool(cols)
+        names = ("scratch", "max_exp_avg_sq", "batch", "rows", "cols")
+        first, col_state, *shape = (int(self.host[index, COLUMN[name]]) for name in names)
+        cut = int(self.host[index, COLUMN["cut"]])
+        return self._scratch[first:], Shape(*shape, sharded=True, cut=cut), bool(col_state)
 
     def uploaded_bytes(self) -> int:
         """Return how many bytes a new plan of the same bucket copies to the device, at most."""
@@ -173,22 +175,21 @@ class Plan:
             if isinstance(tensor, torch.Tensor):
                 upload.record_stream(tensor, stream)
 
-    def _lay_out_scratch(self, size: Counts) -> None:
+    def _lay_out_scratch(self, needs: Needs) -> None:
         """Give every tensor its part of the scratch buffer, unless it has that part already."""
-        if self._scratch_size is size:
+        if self._lays_out is not None and self._lays_out.scratch is needs.scratch:
             return
-        self._scratch_size = size
+        self._lays_out = needs
         self._ready.clear()
         records = self.host.clone()
         self._set_scratch(records)
         self._send_records(records)
 
-    def _map(self, name: str, counts: Counts) -> torch.Tensor:
+    def _map(self, name: str, needs: Needs) -> torch.Tensor:
         """Return int32 ``[sum(counts), 2]`` of (tensor, 0 .. count - 1), until shapes change."""
-        device = self.key.device
-        return self._fact(
-            (name, counts), lambda: upload.uploaded(maps.packed(self.host, counts), device)
-        )
+        counts, sizes = needs.maps[name], needs.sizes.get(name)
+        packed = functools.partial(maps.packed, self.host, counts, sizes)
+        return self._fact((name, counts), lambda: upload.uploaded(packed(), self.key.device))
 
     def _fact(self, key: Hashable, find: Any) -> Any:
         """Return ``find()``, kept until shapes or dtypes change."""
@@ -219,8 +220,12 @@ class Plan:
             self._scratch = None
 
     def _set_scratch(self, records: torch.Tensor) -> None:
+        needs = self._lays_out
+        if needs.cut is not None:
+            cut = self._fact("cut", lambda: needs.cut(maps.shapes(records), self.key))
+            records[:, COLUMN["cut"]] = cut
         # A tensor's part is a number of whole 128-byte lines, so that no two tensors share one.
-        sizes = [(size + 31) // 32 * 32 for size in maps.counted(records, self._scratch_size)]
+        sizes = [(size + 31) // 32 * 32 for size in maps.counted(records, needs.scratch)]
         sizes = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         ends = torch.cumsum(sizes, 0)
         records[:, COLUMN["scratch"]] = ends - sizes

@@ -12,7 +12,7 @@ from cases import ADAFACTOR, DTYPE_MODES, Case, TensorCase, tensor_cases
 from parity import Bench
 from stored import bits
 
-from fused_optim.backends import compiled, dispatch
+from fused_optim.backends import compiled, cuts, dispatch
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, Shape, TensorEntry
 from fused_optim.ops import AdafactorRow, AdamWRow
 from fused_optim.plan.work import Work
@@ -38,7 +38,7 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Any:
 def route(request: pytest.FixtureRequest, on_the_host: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether one block does a small tensor's whole step, or all tensors take all launches."""
     if request.param == "staged":
-        monkeypatch.setattr(on_the_host, "adafactor_visited", lambda batch, rows, cols: False)
+        monkeypatch.setattr(on_the_host, "adafactor_visited", lambda *shape: False)
     return request.param
 
 
@@ -100,11 +100,12 @@ def test_a_visit_gives_the_bits_of_the_stages(
     on_the_host: Any, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """With and without statistics wanted before: a norm that clips nothing multiplies by 1."""
+    monkeypatch.setattr(cuts, "chosen", lambda *asked: 2)  # the same tiles
     shapes = (8, 4096), (4096, 8), (40, 50), (9, 700), (3000,), (64, 3, 3), (7, 1, 1), (2, 30, 24)
     results, launches = [], []
     for norm, visits in ((None, True), (1e9, True), (None, False)):
         if not visits:
-            monkeypatch.setattr(on_the_host, "adafactor_visited", lambda batch, rows, cols: False)
+            monkeypatch.setattr(on_the_host, "adafactor_visited", lambda *shape: False)
         torch.manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in shapes]
         optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=norm, low_precision=mode)
@@ -238,9 +239,14 @@ def test_grad_square_sums(op: str) -> None:
     + [("split", False, 14), ("split", True, 18)],
 )
 def test_traffic(
-    on_the_host: Any, mode: str, scale_parameter: bool, bytes_per_parameter: int
+    on_the_host: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    scale_parameter: bool,
+    bytes_per_parameter: int,
 ) -> None:
     """Three passes over the gradients, one or two over the parameters; the rest is below 5 %."""
+    monkeypatch.setattr(on_the_host, "adafactor_blocks", lambda device: 4)  # and large tiles
     options = {"lr": 0.01, "relative_step": False, "scale_parameter": scale_parameter}
     param = torch.nn.Parameter(torch.randn(1024, 1024).bfloat16())
     case = Case(ADAFACTOR[0].optimizer, ADAFACTOR[0].oracle, options)

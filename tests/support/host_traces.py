@@ -88,21 +88,23 @@ def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
 def traces(bucket: Bucket, resident: int = RESIDENT) -> list[Trace]:
     """Run one step of a bucket on a device of ``resident`` blocks; return its launches."""
     cuda = host_module.kernels()
-    cuda.backend._C.set_resident_blocks(resident)
-    found = []
+    extension, found = cuda.backend._C, []
+    extension.set_resident_blocks(resident)
+    before, extension.adafactor_blocks = extension.adafactor_blocks, lambda device: resident
     try:
         for op in dict.fromkeys(op for op, _ in PASSES if op.startswith(bucket.key.op)):
-            cuda.backend._C.take_counters()
-            cuda.backend._C.take_trace(True)
+            extension.take_counters()
+            extension.take_trace(True)
             getattr(cuda, op)(bucket, Launch(sums_wanted=False))  # no clipping by norm
-            accesses = np.frombuffer(cuda.backend._C.take_trace(False), ACCESS)
+            accesses = np.frombuffer(extension.take_trace(False), ACCESS)
             accesses = accesses[np.argsort(accesses["turn"], kind="stable")]
-            for number in range(cuda.backend._C.take_counters()["launches"]):
+            for number in range(extension.take_counters()["launches"]):
                 if (op, number) not in PASSES:
                     raise KeyError(f"launch {number} of {op} has no name: give it one in PASSES")
                 ours = accesses[accesses["launch"] == number]
                 found.append(Trace(PASSES[op, number], ours))
     finally:
-        cuda.backend._C.take_trace(False)
-        cuda.backend._C.set_resident_blocks(RESIDENT)
+        extension.take_trace(False)
+        extension.set_resident_blocks(RESIDENT)
+        extension.adafactor_blocks = before
     return found

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,30 +103,21 @@ def visit_limit() -> int:
 
 # --- the order in which Adafactor's passes walk through a matrix ----------------------------------
 
-WALKED = ((1024, 1024), (4096, 1024))  # one matrix for each size of tile
-ONE_ITEM_EACH = 1 << 20  # blocks, so many that every item has its own
+
+def walks() -> dict[str, Any]:
+    """Return the walk of each pass, and the elements of tiles, from the largest to the smallest."""
+    kind = Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None)
+    bucket = bucket_of(kind, [(1024, 1024)])
+    grad, found = bucket.entries[0].grad, {}
+    for trace in traces(bucket, 1 << 20):  # blocks, so many that every item has its own
+        if len(accesses := trace.of(grad)):
+            smallest, found[trace.name] = _walk(accesses, grad.data_ptr())
+    cuts = range(host_module.backend()._C.ADAFACTOR_MOST_CUT, -1, -1)
+    return {"sizes": [smallest << cut for cut in cuts], "walks": found}
 
 
-def walks(shapes: Sequence[tuple[int, int]] = WALKED) -> dict[str, Any]:
-    """Return the walk of each pass, and the sizes of tiles.
-
-    An entry of the sizes has the number of elements of the smallest matrix that it is for, then
-    elements and steps of a tile.
-    """
-    sizes, found = [], {}
-    for shape in shapes:
-        bucket = bucket_of(Kind("adafactor", "bfloat16", "bfloat16", "stochastic", None), [shape])
-        grad = bucket.entries[0].grad
-        for trace in traces(bucket, ONE_ITEM_EACH):
-            if len(accesses := trace.of(grad)):
-                elements, turns, found[trace.name] = _walk(accesses, grad.data_ptr())
-        sizes.append([math.prod(shape), elements, turns])
-    sizes[0][0] = 0  # smaller matrices are like the smallest that was traced
-    return {"sizes": sizes, "walks": found}
-
-
-def _walk(accesses: np.ndarray, first: int) -> tuple[int, int, dict[str, str]]:
-    """Return elements and steps of a tile, and the directions of tiles and of steps within them.
+def _walk(accesses: np.ndarray, first: int) -> tuple[int, dict[str, str]]:
+    """Return the elements of a tile, and the directions of tiles and of steps within them.
 
     Args:
         accesses: to a 2-byte gradient; each block has one item.
@@ -137,7 +128,7 @@ def _walk(accesses: np.ndarray, first: int) -> tuple[int, int, dict[str, str]]:
     one = accesses["block"] == lowest.index[0]
     thread = index[one & (accesses["thread"] == 0)]
     walk = {"tiles": _direction(lowest.to_numpy()), "steps": _direction(thread.to_numpy())}
-    return int(accesses["bytes"][one].sum()) // 2, len(thread), walk
+    return int(accesses["bytes"][one].sum()) // 2, walk
 
 
 def _direction(values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from bench import traffic
 from bench.traffic import Kind
+from fused_optim.backends.cuts import BALANCED
 
 GRANULE = 8192
 """Elements that the cache keeps or drops together: four steps of a block, more in large buckets."""
@@ -56,6 +57,17 @@ def order(sizes: np.ndarray, blocks: int, walk: Walk = (1, 1)) -> np.ndarray:
     within = step if steps > 0 else counts[position] - 1 - step
     granules = (np.cumsum(sizes) - sizes)[items][position] + within
     return granules[np.lexsort((position % blocks, time))]
+
+
+def tiles_of(numels: Sequence[int], blocks: int) -> list[np.ndarray]:
+    """Return the elements of each tensor's tiles: the largest that keep blocks busy alike."""
+    for size in traffic.counts()["tiles"]["sizes"]:
+        tiles = [np.diff(np.append(np.arange(0, numel, size), numel)) for numel in numels]
+        items = -np.sort(-np.concatenate([*tiles, np.zeros(blocks, int)]))
+        turns = items[: len(items) // blocks * blocks].reshape(-1, blocks)
+        if turns.sum(0).max() <= BALANCED * sum(numels) / blocks:
+            break
+    return tiles
 
 
 class Lru:
@@ -104,11 +116,7 @@ def adafactor(
     whole = sum(map(math.prod, shapes)) / MOST_GRANULES / GRANULE
     granule = granule or GRANULE << max(0, math.ceil(math.log2(whole)))
     own, sizes = [kind_of_tensor(kind, s) for s in shapes], list(map(math.prod, shapes))
-    known = [row[:2] for row in traffic.counts()["tiles"]["sizes"]]  # (from, elements)
-    tile = {numel: max(row for row in known if row[0] <= numel)[1] for numel in sizes}
-    starts = [np.arange(0, numel, tile[numel]) for numel in sizes]
-    tiles = [np.diff(np.append(each, numel)) for each, numel in zip(starts, sizes, strict=True)]
-    kinds = list(dict.fromkeys(own))
+    tiles, kinds = tiles_of(sizes, blocks), list(dict.fromkeys(own))
     elements = np.concatenate(tiles)  # [items]
     counts = -(-elements // granule)
     # For each granule: its item, the number of its tensor's kind, and its elements.
