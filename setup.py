@@ -27,6 +27,17 @@ ROOT = Path(__file__).resolve().parent
 KERNELS = runpy.run_path(str(ROOT / "fused_optim/ops.py"))["KERNELS"]
 SOURCES = ("csrc/bindings.cpp", *(f"csrc/{name}.cu" for name in KERNELS))
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0;7.5+PTX"
+# What torch's own extensions take in TORCH_CUDA_ARCH_LIST for versions.
+FAMILIES = {
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+    "Blackwell+Tegra": "11.0",
+}
 COMMON = ("-O3", "-std=c++17", "-Icsrc")
 # AdamW is the same on every backend to the bit: no operation may be contracted into another.
 NVCC_FLAGS = (*COMMON, "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
@@ -114,31 +125,41 @@ def supported_architectures(nvcc: Path) -> set[str]:
     return set(re.findall(r"compute_(\w+)", listed.stdout))
 
 
+def versions_in(architectures: str) -> list[tuple[str, bool]]:
+    """Return a list of architectures as numbers such as "90", and whether PTX is wanted of each.
+
+    `9.0a` and `10.0f` stand for instructions that no kernel here has: they are 9.0 and 10.0.
+    """
+    items = [item for item in re.split(r"[;,\s]+", architectures) if item]
+    versions = ";".join(FAMILIES.get(item, item) for item in items).split(";")
+    parts = [version.partition("+") for version in versions]
+    return [(re.sub(r"(?<=\d)[af]$", "", v).replace(".", ""), bool(ptx)) for v, ptx, _ in parts]
+
+
 def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     """Return the flags that select architectures, and their names for error messages.
 
+    Those that the compiler does not know are left out, with a warning if they were asked for.
+
     Raises:
-        NotPossible: an architecture that was asked for is unknown to the compiler.
+        NotPossible: the compiler knows none of them.
     """
     asked = os.environ.get("FUSED_OPTIM_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
-    known, flags, names = supported_architectures(nvcc), [], []
-    for item in re.split(r"[;,\s]+", (asked or DEFAULT_ARCHITECTURES).strip()):
-        version, _, ptx = item.partition("+")
-        number = version.replace(".", "")
-        if number not in known:
-            if asked:
-                raise NotPossible(f"{nvcc} knows no architecture {item!r}; it has {sorted(known)}")
-            continue
-        compute = f"arch=compute_{number}"
-        if asked or not ptx:
-            flags.append(f"-gencode={compute},code=sm_{number}")
-            names.append(f"sm_{number}")
-        if ptx:
-            flags.append(f"-gencode={compute},code=compute_{number}")
-            names.append(f"compute_{number}")
-    if not flags:
-        raise NotPossible(f"{nvcc} knows none of {DEFAULT_ARCHITECTURES}")
-    return flags, " ".join(names)
+    architectures, known, codes = asked or DEFAULT_ARCHITECTURES, supported_architectures(nvcc), {}
+    for number, ptx in versions_in(architectures):
+        if number in known:
+            made = ["sm"] * bool(asked or not ptx) + ["compute"] * ptx
+            codes |= {f"{kind}_{number}": number for kind in made}
+        elif asked:
+            print(
+                f"fused_optim: {nvcc} knows no architecture {number!r} of {asked!r}, so no kernels "
+                f"are built for it; it has {sorted(known)}",
+                file=sys.stderr,
+            )
+    if not codes:
+        raise NotPossible(f"{nvcc} knows no architecture of {architectures!r}")
+    flags = [f"-gencode=arch=compute_{number},code={code}" for code, number in codes.items()]
+    return flags, " ".join(codes)
 
 
 def quoted(*words: object) -> str:
