@@ -7,8 +7,11 @@
 // have been halved, for all tensors of a bucket alike: backends/cuts.py chooses it. Sums along rows
 // are of a strip; sums down columns are of the block, and what either lacks is added by the next
 // launch. A tensor of one row is linear: it is walked as if it had 256 columns, and its column
-// statistics, if factored, are element by element. So is a batch of tiny matrices, which a tile may
-// then hold many of: no sums of lines are kept of it, and whoever needs one adds it up.
+// statistics, if factored, are element by element.
+//
+// note: [packed] A batch of small matrices is walked as a linear tensor too, so that a tile holds
+// many of them. No sums of lines are kept of it: the third launch adds them up, a thread for each
+// tiny matrix and a warp for any other, and of the latter it keeps the mean of R.
 //
 // note: [visits] A tensor of a tile's size is not cut up: one block does all its stages in the last
 // launch, with barriers between them where other tensors have launches, so that what the stages
@@ -32,6 +35,7 @@ constexpr int kMostCut = 5;  // a smaller tile would take less time than its beg
 constexpr int kLineBits = 8;
 constexpr int64_t kLineJob = kThreads;  // rows or columns that a block finishes at once
 constexpr int64_t kTinyMatrix = 64;
+constexpr int64_t kPackedMatrix = 4096;  // a larger one would be a long way for a warp
 constexpr int64_t kVisitElements = 1 << 16;
 constexpr int64_t kVisitTiles = 8;
 static_assert(kLineJob == 1 << kLineBits && kWarps == 1 << kWarpBits && kChain == 1 << kChainBits,
@@ -40,8 +44,9 @@ static_assert(kLineJob == 1 << kLineBits && kWarps == 1 << kWarpBits && kChain =
 // How a kernel walks a tensor. Fields that end in `bits` are binary logarithms.
 struct Geometry {
   int64_t batch, rows, cols, numel;
+  int64_t means;  // of R: one for each packed matrix
   bool linear;
-  bool tiny;                            // a batch of tiny matrices, walked as a linear tensor
+  bool tiny, packed;                    // batches of matrices, walked as linear tensors
   int lane_bits;                        // lanes side by side in a row
   int across_bits;                      // warps side by side
   int step_bits;                        // steps of a warp in a tile
@@ -63,7 +68,10 @@ FUSED_MATH Geometry GeometryOf(int64_t batch, int64_t rows, int64_t cols, int cu
   Geometry g;
   g.numel = batch * rows * cols;
   g.tiny = batch * rows != 1 && rows * cols <= kTinyMatrix;
-  g.linear = batch * rows == 1 || g.tiny;
+  g.packed = batch > 1 && rows * cols > kTinyMatrix && rows * cols <= kPackedMatrix &&
+             g.numel <= UINT32_MAX;  // so that places in it are found in 32 bits
+  g.means = g.packed ? batch : 0;
+  g.linear = batch * rows == 1 || g.tiny || g.packed;
   g.batch = g.linear ? 1 : batch;
   g.cols = g.linear ? kLanes * kRun : cols;
   g.rows = g.linear ? CeilShift(g.numel, kLaneBits + kRunBits) : rows;
@@ -121,8 +129,8 @@ inline int64_t SizeOfTile(const Geometry& g, int64_t tile) {
 
 FUSED_MATH ScratchMap ScratchMapOf(const Geometry& g) {
   const int64_t lines = g.linear ? 0 : 1;
-  return LaidOut(lines * g.strips * g.batch * g.rows, lines * g.row_tiles * g.batch * g.cols,
-                 g.tiles, lines * g.batch * g.row_jobs);
+  return LaidOut(lines * g.strips * g.batch * g.rows + g.means,
+                 lines * g.row_tiles * g.batch * g.cols, g.tiles, lines * g.batch * g.row_jobs);
 }
 
 }  // namespace fused_optim

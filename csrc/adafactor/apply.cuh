@@ -84,8 +84,8 @@ FUSED_DEVICE void ApplyRuns(const Params& params, const TensorTask& task, const 
       params.Prefetch(t, ahead);
       if constexpr (kHasM) PrefetchRaw(t.exp_avg, wide_m, ahead);
     }
-    if (runs.linear) ColumnFactors(state, place.index, c);
-    ApplyRun<kHasM>(params, apply, place.index, raw, r.At(step), c);
+    const float row_factor = runs.linear ? LinearFactors(task, r, place.index, c) : r.At(step);
+    ApplyRun<kHasM>(params, apply, place.index, raw, row_factor, c);
   }
 }
 
@@ -113,7 +113,7 @@ FUSED_DEVICE void ApplyTile(const Params& params, const TensorTask& task, int32_
   const Scaling scaling =
       ScalingOf(task.row, LoadEntry(scalars + kAlpha), LoadEntry(scalars + kUpdateSum), numel);
   const ApplyTask apply = {task.t, task.row, task.prepare, scaling, task.draw};
-  if (!IsFast(task, tile) || task.shape.tiny) {
+  if (!HasFastFactors(task, tile)) {
     ApplySingly(params, task, apply, runs);
   } else if (task.t.exp_avg != 0) {
     ApplyRuns<true>(params, task, apply, runs);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adafactor/lines.cuh"
+#include "adafactor/packed.cuh"
 
 namespace fused_optim {
 
@@ -13,7 +14,8 @@ FUSED_DEVICE void FinaliseTensor(const TensorTask& task, float clip) {
     StoreEntry(GlobalPointer<float>(task.t.rms), rms);
   }
   StoreEntry(task.Scratch() + kAlpha, StepSize(task.row, rms));
-  if (!task.shape.linear || task.shape.tiny || !task.Factored()) return;
+  const Geometry& shape = task.shape;
+  if (!shape.linear || shape.tiny || shape.packed || !task.Factored()) return;
   float* state = GlobalPointer<float>(task.t.exp_avg_sq);
   const float r = AdvanceMean(task.row, LoadEntry(state), LoadEntry(task.Scratch() + kGradSum),
                               clip * clip, static_cast<float>(task.t.global_cols));
@@ -126,6 +128,8 @@ FUSED_DEVICE void Finalise(const TensorTask& task, int32_t part) {
     FinaliseTensor(task, task.prepare.clip);
   } else if (task.shape.tiny) {
     FinaliseTinyMatrices(task, part - 1);
+  } else if (task.shape.packed) {
+    FinalisePackedMatrices(task, part - 1);
   } else if (task.shape.linear) {
     FinaliseElements(task, part - 1);
   } else {

@@ -12,7 +12,7 @@ enum Scalar : int { kGradSum, kParamSum, kUpdateSum, kAlpha, kRowFactor, kArrive
 // Offsets into a tensor's part, in floats. Totals over tiles replace the first tile's part, and
 // F4's factors replace sums of lines.
 struct ScratchMap {
-  int64_t row_sums;     // [strips of columns, batch * rows]
+  int64_t row_sums;     // [strips of columns, batch * rows]; a GPU's packed tensor: means of R
   int64_t col_sums;     // [row_tiles, batch * cols]
   int64_t tile_sums;    // [tiles]: g^2, later u^2
   int64_t tile_params;  // [tiles]: p^2

@@ -100,6 +100,12 @@ FUSED_DEVICE bool IsFast(const TensorTask& task, int32_t tile) {
   return TakesVectors(task.t) && ends_whole;
 }
 
+// Whether F4's factors are found for a whole run at once too.
+FUSED_DEVICE bool HasFastFactors(const TensorTask& task, int32_t tile) {
+  const Geometry& shape = task.shape;
+  return IsFast(task, tile) && !shape.tiny && !(shape.packed && task.t.cols % kRun != 0);
+}
+
 FUSED_DEVICE int64_t IndexAt(const LaneRuns& runs, int step) {
   return runs.index + step * runs.stride;
 }
@@ -219,6 +225,39 @@ FUSED_SLOW_PATH float TinyMultiplier(int64_t row_state, int64_t col_state, int r
   return InverseRoot(row) * InverseRoot(LoadStatistic(c + at % cols));
 }
 
+// Where an element of packed matrices has its statistics: rows and columns are counted over all.
+struct PackedPlace {
+  uint32_t matrix, row, col;
+};
+
+FUSED_DEVICE PackedPlace PlaceInPacked(const TensorRecord& t, int64_t index) {
+  const auto rows = static_cast<uint32_t>(t.rows);
+  const auto cols = static_cast<uint32_t>(t.cols);
+  const uint32_t row = static_cast<uint32_t>(index) / cols;
+  const uint32_t matrix = row / rows;
+  return {matrix, row, matrix * cols + (static_cast<uint32_t>(index) - row * cols)};
+}
+
+// [F4] r of a row of packed matrices.
+FUSED_DEVICE float PackedRowFactor(const TensorTask& task, const PackedPlace& place) {
+  const float mean = LoadEntry(task.Scratch() + task.map.row_sums + place.matrix);
+  const float r = LoadStatistic(GlobalPointer<const float>(task.t.exp_avg_sq) + place.row);
+  return InverseRoot(Divide(r, NanMax(mean, task.row.mean_floor)));
+}
+
+// [F4] r, and c of 8 elements, for a run of a linear tensor.
+FUSED_DEVICE float LinearFactors(const TensorTask& task, const RowFactors& r, int64_t index,
+                                 float (&c)[kRun]) {
+  float factor = r.At(0);
+  if (task.shape.packed) {
+    const PackedPlace place = PlaceInPacked(task.t, index);
+    factor = PackedRowFactor(task, place);
+    index = place.col;
+  }
+  ColumnFactors(task.ColumnState(), index, c);
+  return factor;
+}
+
 // The factor by which F6 multiplies the gradient of element i of a step's run.
 FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, const RowFactors& r,
                                 int step, int i) {
@@ -229,6 +268,10 @@ FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, co
                           task.row.mean_floor, index);
   }
   const float* column = GlobalPointer<const float>(task.ColumnState());
+  if (task.shape.packed) {
+    const PackedPlace place = PlaceInPacked(task.t, index);
+    return PackedRowFactor(task, place) * InverseRoot(LoadStatistic(column + place.col));
+  }
   return r.At(step) * InverseRoot(LoadStatistic(column + (runs.linear ? index : runs.col + i)));
 }
 

@@ -34,9 +34,9 @@ FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
       if (first + k >= runs.steps) continue;
       float u[kRun];
       if constexpr (kFast) {
-        if (runs.linear) ColumnFactors(state, IndexAt(runs, first + k), c);
+        const float row_factor =
+            runs.linear ? LinearFactors(task, r, IndexAt(runs, first + k), c) : r.At(first + k);
         Unpack(raw[k], t.grad_dtype, u);
-        const float row_factor = r.At(first + k);
 #pragma unroll
         for (int i = 0; i < kRun; ++i) u[i] = Unscaled(task.row, prepare(u[i]), row_factor * c[i]);
       } else {
@@ -63,7 +63,7 @@ FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
 // The sum of one tile, to scratch. All threads of the block must call it.
 FUSED_DEVICE void SumUpdatesOfTile(const TensorTask& task, int32_t tile) {
   const LaneRuns runs = RunsOf(task.shape, PlaceOfTile(task.shape, tile));
-  const bool fast = IsFast(task, tile) && !task.shape.tiny;
+  const bool fast = HasFastFactors(task, tile);
   const float sum = BlockSum(fast ? SumUpdates<true>(task, runs) : SumUpdates<false>(task, runs));
   if (ThreadIndex() == 0) StoreEntry(task.Scratch() + task.map.tile_sums + tile, sum);
 }

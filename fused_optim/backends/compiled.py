@@ -172,7 +172,7 @@ class WithAdafactor(Elementwise):
     def keeps_sums(self, shape: Shape, rows_split: bool, cols_split: bool) -> bool:
         """Return whether the sums of a part of a tensor lie in scratch memory, to be exchanged.
 
-        Those of tiny matrices' lines do not, nor what a single row adds to its columns.
+        Those of small matrices' lines do not, nor what a single row adds to its columns.
         """
         if self._sums(shape)["row_jobs"]:
             return True

@@ -20,6 +20,7 @@ from fused_optim.plan.work import Work
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
 TALL, WIDE, MANY = (70_000, 3), (3, 20_000), (70, 5, 60)
 SHORT = ((16, 5000), (40, 3000), (100, 2048), (1, 3, 600))  # warps side by side: 8, 4, 2, 2
+PACKED = ((40, 16, 16), (30, 65, 1), (3, 4, 1000), (70, 5, 24), (2, 300, 3), (9, 40, 3))
 TINY = ((300, 3, 3), (70, 1, 1), (9, 8, 8), (2000, 7, 5), (5, 1, 9), (3, 4))
 
 
@@ -53,11 +54,29 @@ def test_one_step_is_the_oracles(on_the_host: Any, turn: int, case: Case, route:
 
 
 def test_shapes_of_several_tiles(route: str) -> None:
-    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_001,), (1, 70_000), *SHORT, *TINY)
+    shapes = (TALL, WIDE, MANY, (300, 700), (2, 9000, 2), (150_001,), (1, 70_000), *SHORT)
+    shapes = (*shapes, *PACKED, *TINY)
     for dtype, mode in ((torch.float32, "none"), (torch.bfloat16, "split")):
         bench = Bench(ADAFACTOR[3], [TensorCase(shape, dtype, mode) for shape in shapes], "cuda")
         bench.randomise(5)
         bench.step_and_check(5, bench.set_gradients(-2, 0))
+
+
+def test_packed_matrices_are_clipped() -> None:
+    results = []
+    for norm in (0.5, None):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in PACKED]
+        optimizer = ADAFACTOR[3].make(params, "cuda", max_grad_norm=norm)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if norm is None:
+            torch.nn.utils.clip_grad_norm_(params, 0.5)
+        optimizer.step()
+        state = [t for p in params for t in optimizer.state[p].values() if torch.is_tensor(t)]
+        results.append([p.detach() for p in params] + state)
+    for clipped, expected in zip(*results, strict=True):
+        torch.testing.assert_close(clipped, expected, rtol=1e-5, atol=1e-9)
 
 
 def test_tiles_of_four_chains() -> None:
@@ -172,6 +191,11 @@ def test_work_follows_elements_not_matrices(on_the_host: Any) -> None:
         assert on_the_host.adafactor_tiles(*shape) <= numel // 65_536 + 1
         assert on_the_host.adafactor_lines(*shape) <= numel // 65_536 + 2
         assert on_the_host.adafactor_scratch(*shape) < 100
+    for shape in ((768 * 3, 16, 16), (1280, 1280, 3)):  # ViT-B/16's patches, Whisper's conv2
+        numel, cut = shape[0] * shape[1] * shape[2], 2
+        items = on_the_host.adafactor_tiles(*shape, cut) + on_the_host.adafactor_lines(*shape, cut)
+        assert items <= 2 * (numel // 65_536 + 1) + 1
+        assert 4 * on_the_host.adafactor_scratch(*shape, cut) < 0.01 * 2 * numel
     # Few rows, and a block's warps lie side by side.
     assert on_the_host.adafactor_tiles(1, 16, 14_336) == 7
 

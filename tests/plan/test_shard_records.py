@@ -116,7 +116,7 @@ def test_adafactor(backend: str, shape: tuple[int, ...], first: int) -> None:
 
 
 @pytest.mark.parametrize("clip_threshold", [0.25, math.inf])
-@pytest.mark.parametrize("shape", [(6, 16), (9, 9), (5, 3, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 16), (9, 9), (5, 3, 2), (3, 9, 8)], ids=str)
 @kernels
 def test_means_are_of_the_whole(
     backend: str, shape: tuple[int, ...], clip_threshold: float
