@@ -154,7 +154,8 @@ void DefineHost(py::module_& m) {
   m.def("take_counters", [] {
     const host::Counters counted = host::counters();
     host::counters() = {};
-    return py::dict("launches"_a = counted.launches, "bytes_loaded"_a = counted.bytes_loaded,
+    return py::dict("launches"_a = counted.launches, "kernels_loaded"_a = counted.loaded.size(),
+                    "bytes_loaded"_a = counted.bytes_loaded,
                     "bytes_stored"_a = counted.bytes_stored);
   });
 }

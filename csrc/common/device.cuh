@@ -100,14 +100,17 @@ inline int Processors(int device) {
   return processors;
 }
 
-// Blocks of `kernel` that the site's device, which must be current, runs at once. Asked once.
+// Blocks of `kernel` that the site's device runs at once. Asked once, which loads the kernel.
 inline int ResidentBlocks(const void* kernel, const LaunchSite& site) {
+  const DeviceGuard guard(site.device);
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
   int& resident = known[{kernel, site.device}];
   if (resident == 0) {
     int blocks = 0;
+    cudaFuncAttributes loaded;  // to ask for them loads a kernel, as CUDA's lazy loading has it
+    Check(cudaFuncGetAttributes(&loaded, kernel), site.Describe());
     Check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0),
           site.Describe());
     resident = Processors(site.device) * (blocks > 0 ? blocks : 1);
@@ -115,25 +118,14 @@ inline int ResidentBlocks(const void* kernel, const LaunchSite& site) {
   return resident;
 }
 
-// Runs `kernel` on at most as many blocks as the device holds; its blocks walk the work themselves.
 template <typename... Parameters>
-void LaunchCopies(const LaunchSite& site, void* stream, void (*kernel)(Parameters...),
-                  Parameters... parameters) {
+void RunBlocks(const LaunchSite& site, void* stream, int64_t blocks, void (*kernel)(Parameters...),
+               Parameters... parameters) {
   const DeviceGuard guard(site.device);
-  const auto* function = reinterpret_cast<const void*>(kernel);
-  const int64_t resident = ResidentBlocks(function, site);
-  const int64_t blocks = site.blocks_of_work < resident ? site.blocks_of_work : resident;
   void* pointers[] = {&parameters...};
-  Check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), pointers, 0,
-                         static_cast<cudaStream_t>(stream)),
+  Check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(kThreads), pointers, 0, static_cast<cudaStream_t>(stream)),
         site.Describe());
-}
-
-template <typename... Parameters, typename... Arguments>
-void Launch(const LaunchSite& site, void* stream, void (*kernel)(Parameters...),
-            const Arguments&... arguments) {
-  if (site.blocks_of_work == 0) return;
-  LaunchCopies<Parameters...>(site, stream, kernel, Parameters(arguments)...);
 }
 
 // Throws the error that a launch of `kernel` on `device` would meet: no kernel image, an old
@@ -282,3 +274,22 @@ FUSED_DEVICE float SquareRoot(float x) { return __fsqrt_rn(x); }
 }  // namespace fused_optim
 
 #endif  // FUSED_OPTIM_CPU, FUSED_OPTIM_HOST
+
+#ifndef FUSED_OPTIM_CPU
+namespace fused_optim {
+
+// Runs `kernel` on at most as many blocks as the device holds; its blocks walk the work themselves.
+//
+// note: [loading] A kernel is loaded even if there is no work for it. A CUDA graph's capture is no
+// place to load one, and a step before it may have had other tensors: all of them small, say.
+template <typename... Parameters, typename... Arguments>
+void Launch(const LaunchSite& site, void* stream, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+  const int64_t resident = ResidentBlocks(reinterpret_cast<const void*>(kernel), site);
+  const int64_t blocks = site.blocks_of_work < resident ? site.blocks_of_work : resident;
+  if (blocks == 0) return;
+  RunBlocks<Parameters...>(site, stream, blocks, kernel, Parameters(arguments)...);
+}
+
+}  // namespace fused_optim
+#endif  // FUSED_OPTIM_CPU

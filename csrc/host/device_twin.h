@@ -6,14 +6,16 @@
 
 namespace fused_optim {
 
-template <typename... Parameters, typename... Arguments>
-void Launch(const LaunchSite& site, void*, void (*kernel)(Parameters...),
-            const Arguments&... arguments) {
-  if (site.blocks_of_work == 0) return;
-  const int64_t resident = host::resident_blocks();
+inline int64_t ResidentBlocks(const void* kernel, const LaunchSite&) {
+  host::counters().loaded.insert(kernel);
+  return host::resident_blocks();
+}
+
+template <typename... Parameters>
+void RunBlocks(const LaunchSite&, void*, int64_t blocks, void (*kernel)(Parameters...),
+               Parameters... parameters) {
   ++host::counters().launches;
-  host::RunGrid(site.blocks_of_work < resident ? site.blocks_of_work : resident, kThreads,
-                [&] { kernel(Parameters(arguments)...); });
+  host::RunGrid(blocks, kThreads, [&] { kernel(parameters...); });
 }
 
 // Tiles are those of a device with as many processors as an H100, not the few that the host plays:

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <vector>
 
 namespace fused_optim::host {
@@ -16,7 +17,8 @@ constexpr int kProcessors = 2;  // that the "device" reports
 
 struct Counters {
   int64_t launches = 0;
-  int64_t bytes_loaded = 0;  // of tensors and scratch: tables and scalars do not count
+  std::set<const void*> loaded;  // kernels
+  int64_t bytes_loaded = 0;      // of tensors and scratch: tables and scalars do not count
   int64_t bytes_stored = 0;
 };
 

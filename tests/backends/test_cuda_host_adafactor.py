@@ -152,6 +152,19 @@ def test_large_and_small_tensors_share_five_launches(on_the_host: Any) -> None:
     assert not any(torch.equal(*pair) for pair in zip(before, params, strict=True))
 
 
+@pytest.mark.parametrize("norm", [None, 1.0])
+def test_a_step_loads_what_no_tensor_of_it_needs_yet(on_the_host: Any, norm: float | None) -> None:
+    """A graph's capture may have larger tensors than the step before it, and can load no kernel."""
+    param = torch.nn.Parameter(torch.ones(4, 5))
+    optimizer = ADAFACTOR[3].make([param], "cuda", max_grad_norm=norm)
+    param.grad = torch.randn_like(param)
+    on_the_host.take_counters()
+    optimizer.step()
+    counted = on_the_host.take_counters()
+    assert counted["launches"] == (1 if norm is None else 3)
+    assert counted["kernels_loaded"] == 5
+
+
 def test_found_inf_stops_a_visit(on_the_host: Any) -> None:
     param = torch.nn.Parameter(torch.ones(4, 5))
     optimizer = ADAFACTOR[3].make([param], "cuda")
