@@ -67,10 +67,9 @@ FUSED_DEVICE void ApplyRuns(const Params& params, const TensorTask& task, const 
   constexpr int kAhead = 2;
   const TensorRecord& t = apply.t;
   const RowFactors r = RowFactorsOf(task, runs);
-  const int64_t state = task.ColumnState();
   const bool wide_m = t.exp_avg_dtype == kFloat32;
   float c[kRun];
-  if (!runs.linear && runs.steps > 0) ColumnFactors(state, runs.col, c);
+  if (!runs.linear && runs.steps > 0) LoadRun(ColumnFactorsOf(task, runs), c);
 #pragma unroll 1
   for (int step = 0; step < runs.steps; ++step) {
     const DensePlace place = {IndexAt(runs, step), 0};

@@ -30,10 +30,11 @@ FUSED_DEVICE void FinaliseLines(const TensorTask& task, const LineJob& job, floa
   if (!job.is_row) {
     const int64_t at = job.batch * shape.cols + job.line;
     float* state = GlobalPointer<float>(task.t.max_exp_avg_sq) + at;
-    const float sum = job.valid ? LoadEntry(task.Scratch() + task.map.col_sums + at) : 0.0f;
-    if (job.valid) {
-      StoreStatistic(state, AdvanceMean(task.row, LoadStatistic(state), sum, clip * clip, rows));
-    }
+    float* sum = task.Scratch() + task.map.col_sums + at;
+    if (!job.valid) return;
+    const float c = AdvanceMean(task.row, LoadStatistic(state), LoadEntry(sum), clip * clip, rows);
+    StoreStatistic(state, c);
+    StoreEntry(sum, InverseRoot(c));
     return;
   }
   // The mean of the new R, from the means of its two parts: no block needs to wait for others.

@@ -10,7 +10,7 @@ namespace fused_optim {
 enum Scalar : int { kGradSum, kParamSum, kUpdateSum, kAlpha, kRowFactor, kArrived, kScalars = 8 };
 
 // Offsets into a tensor's part, in floats. Totals over tiles replace the first tile's part, and
-// F4's factors replace sums of lines.
+// F4's factors r and c replace sums of lines.
 struct ScratchMap {
   int64_t row_sums;     // [strips of columns, batch * rows]; a GPU's packed tensor: means of R
   int64_t col_sums;     // [row_tiles, batch * cols]
@@ -26,7 +26,7 @@ struct ScratchMap {
 FUSED_MATH ScratchMap LaidOut(int64_t row_sums, int64_t col_sums, int64_t tiles, int64_t jobs) {
   ScratchMap map;
   map.row_sums = kScalars;
-  map.col_sums = map.row_sums + row_sums;
+  map.col_sums = map.row_sums + (row_sums + 3) / 4 * 4;  // whole vectors of 16 bytes
   map.tile_sums = map.col_sums + col_sums;
   map.tile_params = map.tile_sums + tiles;
   map.line_means = map.tile_params + tiles;

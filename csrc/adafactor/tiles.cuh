@@ -188,11 +188,25 @@ FUSED_DEVICE void ParamsSingly(const Params& params, const TensorRecord& t, cons
   }
 }
 
-// [F4] 1/sqrt of 8 column statistics from `first` on.
-FUSED_DEVICE void ColumnFactors(int64_t state, int64_t first, float (&c)[kRun]) {
-  const float* from = GlobalPointer<const float>(state) + first;
+// 8 floats from an address that is a multiple of 16 bytes.
+FUSED_DEVICE void LoadRun(const float* from, float (&x)[kRun]) {
+  uint32_t words[kRun];
+  LoadWords<4>(reinterpret_cast<const char*>(from), words);
+  LoadWords<4>(reinterpret_cast<const char*>(from + 4), words + 4);
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) c[i] = InverseRoot(LoadStatistic(from + i));
+  for (int i = 0; i < kRun; ++i) x[i] = BitsFloat(words[i]);
+}
+
+// [F4] 1/sqrt of 8 column statistics from `first` on, a multiple of 8.
+FUSED_DEVICE void ColumnFactors(int64_t state, int64_t first, float (&c)[kRun]) {
+  LoadRun(GlobalPointer<const float>(state) + first, c);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) c[i] = InverseRoot(c[i]);
+}
+
+// [F4] The same of a matrix, as FinaliseLines left them in scratch.
+FUSED_DEVICE const float* ColumnFactorsOf(const TensorTask& task, const LaneRuns& runs) {
+  return GlobalPointer<const float>(task.scratch) + task.map.col_sums + runs.col;
 }
 
 // [F4] Where a tensor's r are, for the first step's row; how far apart they are, step by step.
@@ -267,12 +281,13 @@ FUSED_DEVICE float MultiplierAt(const TensorTask& task, const LaneRuns& runs, co
                           static_cast<int>(task.t.cols), static_cast<float>(task.t.global_rows),
                           task.row.mean_floor, index);
   }
+  if (!runs.linear) return r.At(step) * LoadEntry(ColumnFactorsOf(task, runs) + i);
   const float* column = GlobalPointer<const float>(task.ColumnState());
   if (task.shape.packed) {
     const PackedPlace place = PlaceInPacked(task.t, index);
     return PackedRowFactor(task, place) * InverseRoot(LoadStatistic(column + place.col));
   }
-  return r.At(step) * InverseRoot(LoadStatistic(column + (runs.linear ? index : runs.col + i)));
+  return r.At(step) * InverseRoot(LoadStatistic(column + index));
 }
 
 }  // namespace fused_optim

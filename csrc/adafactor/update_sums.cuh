@@ -12,9 +12,8 @@ FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
   const Preparation prepare = task.prepare;
   const TensorRecord& t = task.t;
   const RowFactors r = RowFactorsOf(task, runs);
-  const int64_t state = task.ColumnState();
   float c[kRun];
-  if (kFast && !runs.linear && runs.steps > 0) ColumnFactors(state, runs.col, c);
+  if (kFast && !runs.linear && runs.steps > 0) LoadRun(ColumnFactorsOf(task, runs), c);
   float total = 0.0f;
   float sum = 0.0f;  // of a chain
 #pragma unroll 1

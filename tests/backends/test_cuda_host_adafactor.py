@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import host_module
 import pytest
@@ -15,6 +16,7 @@ from stored import bits
 from fused_optim.backends import compiled, cuts, dispatch
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, Shape, TensorEntry
 from fused_optim.ops import AdafactorRow, AdamWRow
+from fused_optim.plan.tables import Plan
 from fused_optim.plan.work import Work
 
 CASES = [ADAFACTOR[i] for i in (0, 3, 8, 11, 19, 25, 30, 34)]
@@ -98,6 +100,25 @@ def test_tiles_of_four_chains() -> None:
         (entry.max_exp_avg_sq, squares.mean(0)),
     ):
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 48), (70, 96), (9, 15), (520, 264)])
+def test_column_factors_are_found_once(on_the_host: Any, shape: tuple[int, int]) -> None:
+    """A square root and a division for each column, not for each column of every tile and pass."""
+    entry = TensorEntry(torch.randn(shape), torch.randn(shape), exp_avg_sq=torch.rand(shape[0]))
+    entry.max_exp_avg_sq = torch.rand(shape[1])
+    key = BucketKey("adafactor", torch.device("cpu"), torch.float32, "none", False, False)
+    bucket, launch = Bucket(key, entries=[entry], rows=[AdafactorRow(b2=0.5, omb2=0.5)]), Launch()
+    cut, plan = 3, Plan(key, "cuda")
+    with mock.patch.object(cuts, "chosen", lambda *asked: cut):
+        plan.pack(bucket)
+        work = Work(key, bucket, plan)
+        for op in ("adafactor_statistics", "adafactor_finalise_"):
+            with mock.patch.object(on_the_host, "adafactor_visited", lambda *shape: False):
+                work.run(op, launch)
+    first = on_the_host.adafactor_sums(1, *shape, cut)["cols"]
+    found = plan.scratch_of(0)[0][first : first + shape[1]]
+    torch.testing.assert_close(found, 1 / entry.max_exp_avg_sq.sqrt(), rtol=3e-7, atol=0.0)
 
 
 def test_empty_gradients_have_sums_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
