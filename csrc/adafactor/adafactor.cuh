@@ -27,7 +27,6 @@ namespace fused_optim {
 constexpr int kRun = 8;
 constexpr int kRunBits = 3;
 constexpr int kChainBits = 5;
-constexpr int kLaneBits = 5;
 constexpr int kWarpBits = 3;
 constexpr int kTileBlocks = 2;  // of the kernels that walk tiles, on a processor
 constexpr int kMostStepBits = 7;

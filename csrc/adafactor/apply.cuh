@@ -9,7 +9,7 @@ namespace fused_optim {
 struct ApplyTask {
   const TensorRecord& t;
   const AdafactorRow& row;
-  const Preparation& prepare;
+  Scaled prepare;
   Scaling scaling;
   const Draw& draw;
 };
@@ -27,7 +27,7 @@ FUSED_DEVICE void ApplyElement(const Params& params, const ApplyTask& apply,
   const int64_t at = place.Offset(kExpAvgSlot);
   const bool has_m = t.exp_avg != 0;
   if (has_m) Unpack(LoadRaw<1>(t.exp_avg, t.exp_avg_dtype == kFloat32, at), t.exp_avg_dtype, m);
-  const float u = Unscaled(apply.row, apply.prepare(g[0]), multiplier);
+  const float u = Unscaled(apply.prepare(g[0]), multiplier, apply.row.update_cap);
   ApplyUpdate(apply.row, apply.scaling, has_m, u, m, p);
   params.Store(t, place, p, apply.draw);
   if (has_m) StoreMoment(t.exp_avg, t.exp_avg_dtype, at, m, apply.draw, kOfExpAvg, place.element);
@@ -41,17 +41,17 @@ struct RawUpdate {
 };
 
 template <bool kHasM, typename Params>
-FUSED_DEVICE void ApplyRun(const Params& params, const ApplyTask& apply, int64_t index,
+FUSED_DEVICE void ApplyRun(const Params& params, const ApplyTask& apply, int64_t index, int dtype,
                            const RawUpdate& raw, float r, const float (&c)[kRun]) {
   const TensorRecord& t = apply.t;
   const DensePlace place = {index, t.first_element + index};
   float g[kRun], p[kRun], m[kRun];
-  Unpack(raw.g, t.grad_dtype, g);
+  Unpack(raw.g, dtype, g);
   params.Decode(raw.p, p);
   if constexpr (kHasM) Unpack(raw.m, t.exp_avg_dtype, m);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    const float u = Unscaled(apply.row, apply.prepare(g[i]), r * c[i]);
+    const float u = Unscaled(apply.prepare(g[i]), r * c[i], apply.row.update_cap);
     ApplyUpdate(apply.row, apply.scaling, kHasM, u, &m[i], &p[i]);
   }
   params.Store(t, place, p, apply.draw);
@@ -67,24 +67,27 @@ FUSED_DEVICE void ApplyRuns(const Params& params, const TensorTask& task, const 
   constexpr int kAhead = 2;
   const TensorRecord& t = apply.t;
   const RowFactors r = RowFactorsOf(task, runs);
+  const int dtype = static_cast<int>(t.grad_dtype);
+  const bool wide = dtype == kFloat32;
   const bool wide_m = t.exp_avg_dtype == kFloat32;
   float c[kRun];
   if (!runs.linear && runs.steps > 0) LoadRun(ColumnFactorsOf(task, runs), c);
+  int64_t index = runs.index;
 #pragma unroll 1
-  for (int step = 0; step < runs.steps; ++step) {
-    const DensePlace place = {IndexAt(runs, step), 0};
+  for (int step = 0; step < runs.steps; ++step, index += runs.stride) {
+    const DensePlace place = {index, 0};
     RawUpdate raw;
-    raw.g = LoadGradient<kRun>(t, place.index);
+    raw.g = LoadRaw<kRun>(t.grad, wide, index);
     params.Load(t, place, &raw.p);
-    if constexpr (kHasM) raw.m = LoadRaw<kRun>(t.exp_avg, wide_m, place.index);
+    if constexpr (kHasM) raw.m = LoadRaw<kRun>(t.exp_avg, wide_m, index);
     if (step + kAhead < runs.steps) {
-      const int64_t ahead = IndexAt(runs, step + kAhead);
-      PrefetchRaw(t.grad, t.grad_dtype == kFloat32, ahead);
+      const int64_t ahead = index + kAhead * runs.stride;
+      PrefetchRaw(t.grad, wide, ahead);
       params.Prefetch(t, ahead);
       if constexpr (kHasM) PrefetchRaw(t.exp_avg, wide_m, ahead);
     }
-    const float row_factor = runs.linear ? LinearFactors(task, r, place.index, c) : r.At(step);
-    ApplyRun<kHasM>(params, apply, place.index, raw, row_factor, c);
+    const float row_factor = runs.linear ? LinearFactors(task, r, index, c) : r.At(step);
+    ApplyRun<kHasM>(params, apply, index, dtype, raw, row_factor, c);
   }
 }
 
@@ -111,7 +114,7 @@ FUSED_DEVICE void ApplyTile(const Params& params, const TensorTask& task, int32_
   const float* scalars = task.Scratch();
   const Scaling scaling =
       ScalingOf(task.row, LoadEntry(scalars + kAlpha), LoadEntry(scalars + kUpdateSum), numel);
-  const ApplyTask apply = {task.t, task.row, task.prepare, scaling, task.draw};
+  const ApplyTask apply = {task.t, task.row, ScaledOf(task), scaling, task.draw};
   if (!HasFastFactors(task, tile)) {
     ApplySingly(params, task, apply, runs);
   } else if (task.t.exp_avg != 0) {

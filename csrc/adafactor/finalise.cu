@@ -1,6 +1,7 @@
 // Adafactor's F3 to F5; and all of F1 to F10 for tensors that one block finishes.
 #include "adafactor/apply.cuh"
 #include "adafactor/finalise.cuh"
+#include "adafactor/fold.cuh"
 #include "adafactor/statistics.cuh"
 #include "adafactor/update_sums.cuh"
 

@@ -20,9 +20,9 @@ FUSED_DEVICE float StepSize(const AdafactorRow& row, float rms) {
   return row.rho * (rms > row.eps_rms ? rms : row.eps_rms);  // eps_rms where rms is NaN
 }
 
-// [F6] The update before it is scaled.
-FUSED_DEVICE float Unscaled(const AdafactorRow& row, float g, float multiplier) {
-  return g * NanMin(multiplier, row.update_cap);
+// [F6] The update before it is scaled. The cap is a number, and a multiplier may be NaN.
+FUSED_DEVICE float Unscaled(float g, float multiplier, float cap) {
+  return g * (multiplier > cap ? cap : multiplier);
 }
 
 // The factors of F8 and F9.

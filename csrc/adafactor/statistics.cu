@@ -1,4 +1,5 @@
 // Adafactor's F1 and F2 in two launches, and how much there is to do for a tensor.
+#include "adafactor/fold.cuh"
 #include "adafactor/statistics.cuh"
 #include "common/dispatch.cuh"
 

@@ -1,7 +1,7 @@
-// F1 and F2: sums of squares along rows and columns of a tile, and the sums over tiles.
+// F1 and F2: sums of squares along rows and columns of a tile.
 #pragma once
 
-#include "adafactor/lines.cuh"
+#include "adafactor/tiles.cuh"
 
 namespace fused_optim {
 
@@ -24,74 +24,121 @@ struct SquareSums {
   float p = 0.0f;
 };
 
-// `count` steps of a lane from `first` on, with all their loads in flight at once.
-template <bool kFast, int kAtOnce, typename Params>
-FUSED_DEVICE void SumSteps(const Params& params, const TensorTask& task, const LaneRuns& runs,
-                           int first, const Preparation& prepare, float* row_sums,
-                           float (&column)[kRun], SquareSums* sums) {
-  const TensorRecord& t = task.t;
-  const bool sums_params = (task.row.flags & kScaleParameter) != 0;
-  Raw<kRun> raw[kAtOnce] = {};
-  RawParam<kRun> raw_p[kAtOnce] = {};
-  if constexpr (kFast) {
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      if (first + k >= runs.steps) continue;
-      const DensePlace place = {IndexAt(runs, first + k), 0};
-      raw[k] = LoadGradient<kRun>(t, place.index);
-      if (sums_params) params.Load(t, place, &raw_p[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      PrefetchGradients(t, runs, first + 2 + k);
-      if (sums_params) PrefetchParams(params, t, runs, first + 2 + k);
+// Prepares gradients that are not clipped.
+struct Unclipped {
+  float multiplier;
+
+  FUSED_DEVICE float operator()(float g) const { return g * multiplier; }
+};
+
+// What a lane keeps in registers on its way through a tile.
+struct StatisticsWalk {
+  int64_t index;    // of the next run
+  float* row_sums;  // of its row
+  Unclipped prepare;
+  int dtype;  // of the gradients
+  int lane_bits;
+  int row_steps;  // in which the warp's strip has a row, though this lane may be beyond its columns
+  bool sums_params;
+};
+
+// [F1] The sums of `kAtOnce` rows, to scratch.
+template <int kAtOnce>
+FUSED_DEVICE void StoreRowSums(const StatisticsWalk& walk, const LaneRuns& runs, int first,
+                               const float (&sums)[kAtOnce]) {
+  const int next = runs.rows_per_step;
+  if constexpr (kAtOnce == 2) {
+    if (walk.lane_bits == kLaneBits) {
+      const float sum = LaneSums(sums[0], sums[1]);
+      const int which = Lane() / (kLanes / 2);
+      if (Lane() % (kLanes / 2) == 0 && first + which < walk.row_steps) {
+        StoreEntry(walk.row_sums + which * next, sum);
+      }
+      return;
     }
   }
 #pragma unroll
   for (int k = 0; k < kAtOnce; ++k) {
-    const int step = first + k;
+    const float sum = LaneSum(sums[k], 1 << walk.lane_bits);
+    if ((Lane() & ((1 << walk.lane_bits) - 1)) == 0 && first + k < runs.steps) {
+      StoreEntry(walk.row_sums + k * next, sum);
+    }
+  }
+}
+
+// `kAtOnce` steps of a lane from `first` on, with all their loads in flight at once.
+template <bool kFast, int kAtOnce, typename Params>
+FUSED_DEVICE void SumSteps(const Params& params, const TensorTask& task, const LaneRuns& runs,
+                           int first, const StatisticsWalk& walk, float (&column)[kRun],
+                           SquareSums* sums) {
+  const TensorRecord& t = task.t;
+  const bool wide = walk.dtype == kFloat32;
+  Raw<kRun> raw[kAtOnce] = {};
+  RawParam<kRun> raw_p[kAtOnce] = {};
+  if constexpr (kFast) {
+    // Loads alone would run out of registers before enough bytes are in flight to hide the memory's
+    // latency, so later steps are prefetched: docs/notes_cuda.md, loads in flight.
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= runs.steps) continue;
+      const DensePlace place = {walk.index + k * runs.stride, 0};
+      raw[k] = LoadRaw<kRun>(t.grad, wide, place.index);
+      if (walk.sums_params) params.Load(t, place, &raw_p[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + kAtOnce + k >= runs.steps) continue;
+      const int64_t ahead = walk.index + (kAtOnce + k) * runs.stride;
+      PrefetchRaw(t.grad, wide, ahead);
+      if (walk.sums_params) params.Prefetch(t, ahead);
+    }
+  }
+  float rows[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
     float x[kRun];
     if constexpr (kFast) {
-      Unpack(raw[k], t.grad_dtype, x);  // what was not loaded is 0 in all dtypes
+      Unpack(raw[k], walk.dtype, x);  // what was not loaded is 0 in all dtypes
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) x[i] = prepare(x[i]);
+      for (int i = 0; i < kRun; ++i) x[i] = walk.prepare(x[i]);
     } else {
-      GradientsSingly(t, runs, step, prepare, x);
+      GradientsSingly(t, runs, first + k, walk.prepare, x);
     }
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       x[i] = x[i] * x[i];
       column[i] += x[i];
     }
-    const float sum = TreeSum(x);
-    sums->g += sum;
-    if (!runs.linear) {
-      const float row_sum = LaneSum(sum, 1 << task.shape.lane_bits);  // [F1]
-      if (Lane() % (1 << task.shape.lane_bits) == 0 && step < runs.steps) {
-        StoreEntry(row_sums + step * runs.rows_per_step, row_sum);
-      }
-    }
-    if (!sums_params) continue;
+    rows[k] = TreeSum(x);
+    sums->g += rows[k];
+    if (!walk.sums_params) continue;
     if constexpr (kFast) {
       params.Decode(raw_p[k], x);
     } else {
-      ParamsSingly(params, t, runs, step, x);
+      ParamsSingly(params, t, runs, first + k, x);
     }
 #pragma unroll
     for (int i = 0; i < kRun; ++i) x[i] = x[i] * x[i];
     sums->p += TreeSum(x);  // [F2]
   }
+  if (!runs.linear) StoreRowSums(walk, runs, first, rows);
 }
 
 // A lane's part of a tile's sums; row sums go to scratch, columns to this warp's `columns`.
 template <bool kFast, typename Params>
 FUSED_DEVICE SquareSums SumSquares(const Params& params, const TensorTask& task,
-                                   const LaneRuns& runs, const Preparation& prepare,
-                                   float* columns) {
+                                   const LaneRuns& runs, float* columns) {
   constexpr int kAtOnce = kFast ? 2 : 1;
   const Geometry& shape = task.shape;
-  float* row_sums =
+  StatisticsWalk walk;
+  walk.index = runs.index;
+  walk.row_sums =
       task.Scratch() + task.map.row_sums + runs.strip * shape.batch * shape.rows + runs.row;
+  walk.prepare = {task.prepare.multiplier};
+  walk.dtype = static_cast<int>(task.t.grad_dtype);
+  walk.lane_bits = shape.lane_bits;
+  walk.row_steps = runs.strip < shape.strips ? runs.warp_steps : 0;
+  walk.sums_params = (task.row.flags & kScaleParameter) != 0;
   SquareSums total;
 #pragma unroll 1
   for (int chain = 0; chain == 0 || chain * kChain < runs.warp_steps; ++chain) {
@@ -101,11 +148,13 @@ FUSED_DEVICE SquareSums SumSquares(const Params& params, const TensorTask& task,
         (chain + 1) * kChain < runs.warp_steps ? (chain + 1) * kChain : runs.warp_steps;
 #pragma unroll 1
     for (int first = chain * kChain; first < last; first += kAtOnce) {
-      SumSteps<kFast, kAtOnce>(params, task, runs, first, prepare, row_sums, column, &sums);
+      SumSteps<kFast, kAtOnce>(params, task, runs, first, walk, column, &sums);
+      walk.index += kAtOnce * runs.stride;
+      walk.row_sums += kAtOnce * runs.rows_per_step;
     }
     total.g += sums.g;
     total.p += sums.p;
-    if (!runs.linear) AddColumns(1 << shape.lane_bits, column, chain == 0, columns);
+    if (!runs.linear) AddColumns(1 << walk.lane_bits, column, chain == 0, columns);
   }
   return total;
 }
@@ -117,11 +166,9 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
   const Geometry& shape = task.shape;
   const TilePlace place = PlaceOfTile(shape, tile);
   const LaneRuns runs = RunsOf(shape, place);
-  Preparation prepare = task.prepare;
-  prepare.clip = 1.0f;
   float* mine = columns[Warp()];
-  const SquareSums sums = IsFast(task, tile) ? SumSquares<true>(params, task, runs, prepare, mine)
-                                             : SumSquares<false>(params, task, runs, prepare, mine);
+  const SquareSums sums = IsFast(task, tile) ? SumSquares<true>(params, task, runs, mine)
+                                             : SumSquares<false>(params, task, runs, mine);
   const float g_total = BlockSum(sums.g);  // its barriers also order `columns`
   const float p_total = BlockSum(sums.p);
   if (ThreadIndex() == 0) {
@@ -144,70 +191,6 @@ FUSED_DEVICE void SumTile(const Params& params, const TensorTask& task, int32_t 
     }
   }
   Barrier();  // before the next tile's columns
-}
-
-// Adds up the tiles' sums of one row or column: `count` terms, `stride` apart. The sum replaces the
-// first term. Loads of 8 terms are in flight at once: a tall matrix in small tiles has hundreds.
-FUSED_DEVICE float FoldTiles(float* sums, int64_t count, int64_t stride) {
-  constexpr int kAtOnce = 8;
-  ChainSum sum;
-  int64_t i = 0;
-#pragma unroll 1
-  for (; i + kAtOnce <= count; i += kAtOnce) {
-    float terms[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) terms[k] = LoadEntry(sums + (i + k) * stride);
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) sum.Add(terms[k]);
-  }
-#pragma unroll 1
-  for (; i < count; ++i) sum.Add(LoadEntry(sums + i * stride));
-  StoreEntry(sums, sum.Total());
-  return sum.Total();
-}
-
-FUSED_DEVICE void FoldTensor(const TensorTask& task, float* sum_out) {
-  const float g_sum = BlockSum(StridedSum(task.Scratch() + task.map.tile_sums, task.shape.tiles));
-  const float p_sum = BlockSum(StridedSum(task.Scratch() + task.map.tile_params, task.shape.tiles));
-  if (ThreadIndex() != 0) return;
-  StoreEntry(task.Scratch() + kGradSum, g_sum);
-  StoreEntry(task.Scratch() + kParamSum, p_sum);
-  StoreEntry(task.Scratch() + kArrived, BitsFloat(0));
-  if (sum_out != nullptr) StoreEntry(sum_out, g_sum);
-}
-
-FUSED_DEVICE void FoldLines(const TensorTask& task, const LineJob& job) {
-  const Geometry& shape = task.shape;
-  if (!job.is_row) {
-    float* sums = task.Scratch() + task.map.col_sums + job.batch * shape.cols + job.line;
-    if (job.valid) FoldTiles(sums, shape.row_tiles, shape.batch * shape.cols);
-    return;
-  }
-  const int64_t at = job.batch * shape.rows + job.line;
-  float mean = 0.0f;
-  float old = 0.0f;
-  if (job.valid) {
-    float* sums = task.Scratch() + task.map.row_sums + at;
-    const float sum = FoldTiles(sums, shape.strips, shape.batch * shape.rows);
-    mean = Divide(sum, static_cast<float>(task.t.global_cols));
-    old = LoadEntry(GlobalPointer<const float>(task.t.exp_avg_sq) + at);
-  }
-  const float means = BlockSum(mean);
-  const float olds = BlockSum(old);
-  if (ThreadIndex() == 0) {
-    const int64_t slot = job.batch * shape.row_jobs + job.job;
-    StoreEntry(task.Scratch() + task.map.line_means + slot, means);
-    StoreEntry(task.Scratch() + task.map.line_old + slot, olds);
-  }
-}
-
-// One line job of F1 and F2; part 0 is the tensor's totals.
-FUSED_DEVICE void Fold(const TensorTask& task, int32_t part, float* sum_out) {
-  if (part == 0) {
-    FoldTensor(task, sum_out);
-  } else if (!task.shape.linear) {
-    FoldLines(task, LineJobOf(task.shape, part));
-  }
 }
 
 }  // namespace fused_optim

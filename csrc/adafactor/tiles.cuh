@@ -44,8 +44,8 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
   Barrier();
 }
 
-FUSED_DEVICE int Lane() { return ThreadIndex() % kLanes; }
-FUSED_DEVICE int Warp() { return ThreadIndex() / kLanes; }
+FUSED_DEVICE int Lane() { return ThreadIndex() & (kLanes - 1); }
+FUSED_DEVICE int Warp() { return ThreadIndex() >> kLaneBits; }
 
 // This lane's runs of a tile: one per step, each a fixed number of rows below the one before.
 struct LaneRuns {
@@ -68,14 +68,14 @@ FUSED_DEVICE int Clamped(int64_t steps, int most) {
 
 FUSED_DEVICE LaneRuns RunsOf(const Geometry& shape, const TilePlace& place) {
   LaneRuns runs;
-  const int lanes = 1 << shape.lane_bits;
   const int step_bits = shape.RowsPerStepBits();
   const int across = Warp() & ((1 << shape.across_bits) - 1);
   const int64_t down = Warp() >> shape.across_bits;
   const int64_t warp_row = (place.row_tile << shape.TileRowBits()) + (down << shape.WarpRowBits());
-  const int64_t row = warp_row + Lane() / lanes;
+  const int64_t row = warp_row + (Lane() >> shape.lane_bits);
   runs.strip = (place.col_tile << shape.across_bits) + across;
-  const int64_t col = (runs.strip << shape.StripBits()) + Lane() % lanes * kRun;
+  const int col_in_strip = (Lane() & ((1 << shape.lane_bits) - 1)) << kRunBits;
+  const int64_t col = (runs.strip << shape.StripBits()) + col_in_strip;
   const int64_t left = shape.cols - col;
   runs.width = static_cast<int>(left < 0 ? 0 : left < kRun ? left : kRun);
   runs.rows_per_step = 1 << step_bits;
@@ -117,18 +117,16 @@ FUSED_DEVICE int CountAt(const LaneRuns& runs, int step) {
   return left >= runs.width ? runs.width : static_cast<int>(left);
 }
 
-// Prefetches a step's gradients. Loads would run out of registers before enough bytes are in flight
-// to hide the memory's latency: docs/notes_cuda.md, loads in flight.
-FUSED_DEVICE void PrefetchGradients(const TensorRecord& t, const LaneRuns& runs, int step) {
-  if (step < 0 || step >= runs.steps) return;
-  PrefetchRaw(t.grad, t.grad_dtype == kFloat32, IndexAt(runs, step));
-}
+// Prepares gradients that nothing clamps: Adafactor's.
+struct Scaled {
+  float multiplier;
+  float clip;
 
-// Prefetches a step's parameters, with the state that their mode keeps.
-template <typename Params>
-FUSED_DEVICE void PrefetchParams(const Params& params, const TensorRecord& t, const LaneRuns& runs,
-                                 int step) {
-  if (step < runs.steps) params.Prefetch(t, IndexAt(runs, step));
+  FUSED_DEVICE float operator()(float g) const { return (g * multiplier) * clip; }
+};
+
+FUSED_DEVICE Scaled ScaledOf(const TensorTask& task) {
+  return {task.prepare.multiplier, task.prepare.clip};
 }
 
 // One element of a gradient, of any strides.
@@ -164,8 +162,9 @@ FUSED_DEVICE void Put(float x, int i, float (&values)[kRun]) {
 }
 
 // A step's prepared gradients, one at a time; 0 beyond the run's end.
+template <typename Prepare>
 FUSED_DEVICE void GradientsSingly(const TensorRecord& t, const LaneRuns& runs, int step,
-                                  const Preparation& prepare, float (&g)[kRun]) {
+                                  const Prepare& prepare, float (&g)[kRun]) {
   const int count = CountAt(runs, step);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) g[i] = 0.0f;

@@ -9,24 +9,31 @@ namespace fused_optim {
 template <bool kFast>
 FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
   constexpr int kAtOnce = kFast ? 2 : 1;
-  const Preparation prepare = task.prepare;
+  constexpr int kAhead = 4;
+  const Scaled prepare = ScaledOf(task);
   const TensorRecord& t = task.t;
   const RowFactors r = RowFactorsOf(task, runs);
+  const int dtype = static_cast<int>(t.grad_dtype);
+  const bool wide = dtype == kFloat32;
+  const float cap = task.row.update_cap;
   float c[kRun];
   if (kFast && !runs.linear && runs.steps > 0) LoadRun(ColumnFactorsOf(task, runs), c);
   float total = 0.0f;
   float sum = 0.0f;  // of a chain
+  int first = (runs.steps - 1) / kAtOnce * kAtOnce;
+  int64_t index = IndexAt(runs, first);
 #pragma unroll 1
-  for (int first = (runs.steps - 1) / kAtOnce * kAtOnce; first >= 0 && runs.steps > 0;
-       first -= kAtOnce) {
+  for (; first >= 0 && runs.steps > 0; first -= kAtOnce, index -= kAtOnce * runs.stride) {
     Raw<kRun> raw[kAtOnce];
     if constexpr (kFast) {
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        if (first + k < runs.steps) raw[k] = LoadGradient<kRun>(t, IndexAt(runs, first + k));
+        if (first + k < runs.steps) raw[k] = LoadRaw<kRun>(t.grad, wide, index + k * runs.stride);
       }
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) PrefetchGradients(t, runs, first - 4 + k);
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (first >= kAhead) PrefetchRaw(t.grad, wide, index + (k - kAhead) * runs.stride);
+      }
     }
 #pragma unroll
     for (int k = kAtOnce - 1; k >= 0; --k) {  // one order, however many there are at once
@@ -34,10 +41,10 @@ FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
       float u[kRun];
       if constexpr (kFast) {
         const float row_factor =
-            runs.linear ? LinearFactors(task, r, IndexAt(runs, first + k), c) : r.At(first + k);
-        Unpack(raw[k], t.grad_dtype, u);
+            runs.linear ? LinearFactors(task, r, index + k * runs.stride, c) : r.At(first + k);
+        Unpack(raw[k], dtype, u);
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(task.row, prepare(u[i]), row_factor * c[i]);
+        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(prepare(u[i]), row_factor * c[i], cap);
       } else {
         GradientsSingly(t, runs, first + k, prepare, u);
         const int count = CountAt(runs, first + k);
@@ -46,7 +53,7 @@ FUSED_DEVICE float SumUpdates(const TensorTask& task, const LaneRuns& runs) {
 #pragma unroll 1
         for (int i = 0; i < count; ++i) Put(MultiplierAt(task, runs, r, first + k, i), i, c);
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(task.row, u[i], c[i]);
+        for (int i = 0; i < kRun; ++i) u[i] = Unscaled(u[i], c[i], cap);
       }
 #pragma unroll
       for (int i = 0; i < kRun; ++i) u[i] = u[i] * u[i];

@@ -35,6 +35,7 @@ namespace fused_optim {
 
 constexpr int kThreads = 256;  // threads of every block of every kernel
 constexpr int kLanes = 32;
+constexpr int kLaneBits = 5;
 constexpr int kWarps = kThreads / kLanes;
 
 // The names by which an error message calls a launch.

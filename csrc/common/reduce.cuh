@@ -7,15 +7,29 @@ namespace fused_optim {
 
 // The sum over groups of `lanes` neighbouring lanes (a power of two), in every lane.
 FUSED_DEVICE float LaneSum(float x, int lanes) {
-  for (int mask = lanes / 2; mask > 0; mask /= 2) x = x + ShuffleXor(x, mask);
+#pragma unroll
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+    if (mask < lanes) x = x + ShuffleXor(x, mask);
+  }
   return x;
+}
+
+// The sums over all lanes of x, in the first half of the lanes, and of y, in the second. Terms are
+// added as LaneSum adds them, but by the lanes of one half at a time: in 5 shuffles instead of 10.
+FUSED_DEVICE float LaneSums(float x, float y) {
+  constexpr int kHalf = kLanes / 2;
+  const bool second = (ThreadIndex() & kHalf) != 0;
+  float sum = (second ? y : x) + ShuffleXor(second ? x : y, kHalf);
+#pragma unroll
+  for (int mask = kHalf / 2; mask > 0; mask /= 2) sum = sum + ShuffleXor(sum, mask);
+  return sum;
 }
 
 // The sum over all threads of the block, in every thread. All of them must call it.
 FUSED_DEVICE float BlockSum(float x) {
   __shared__ float warps[kWarps];
   x = LaneSum(x, kLanes);
-  if (ThreadIndex() % kLanes == 0) warps[ThreadIndex() / kLanes] = x;
+  if ((ThreadIndex() & (kLanes - 1)) == 0) warps[ThreadIndex() >> kLaneBits] = x;
   Barrier();
   float sums[kWarps];
 #pragma unroll

@@ -117,7 +117,7 @@ inline void SumUpdatesOfTile(const TensorTask& task, int64_t tile) {
         const float r = piece.r;
         const float* c = piece.c;
         InChains(piece.count, [&](int i, int k) {
-          const float u = Unscaled(row, prepare(g[i]), r * c[i]);
+          const float u = Unscaled(prepare(g[i]), r * c[i], row.update_cap);
           sums[k] += u * u;
         });
         sum.Add(TreeSum(sums));
@@ -146,7 +146,7 @@ FUSED_DEVICE void ApplyPiece(const TensorTask& task, const Scaling& scaling, con
     const float r = piece.r;
     const float* __restrict__ c = piece.c;
     for (int i = 0; i < piece.count; ++i) {
-      const float u = Unscaled(row, prepare(g[i]), r * c[i]);
+      const float u = Unscaled(prepare(g[i]), r * c[i], row.update_cap);
       ApplyUpdate(row, scaling, kHasM, u, &m[i], &p[i]);
     }
   });
