@@ -39,7 +39,7 @@ RECORD_FIELDS = (
 )
 """Fields of a tensor record, in order, each an int64.
 
-Section 3 of docs/kernel_contract.md defines them.
+Section 3 of docs/internals/kernel_contract.md defines them.
 """
 
 RECORD_SIZE = len(RECORD_FIELDS)

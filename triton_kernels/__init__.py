@@ -1,4 +1,4 @@
-"""The Triton backend of docs/kernel_contract.md, for NVIDIA, AMD and Intel GPUs.
+"""The Triton backend of docs/internals/kernel_contract.md, for NVIDIA, AMD and Intel GPUs.
 
 The folder lies at the top of the repository, beside `csrc`, but is installed and imported as
 `fused_optim.triton_kernels`. Its modules import each other relatively. Beside torch and triton they

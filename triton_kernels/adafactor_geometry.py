@@ -9,7 +9,7 @@ A parameter is ``[batch, rows, cols]`` and of one of three kinds:
 - MATRIX: everything else. Its tile is TILE_ROWS by TILE_COLS of one matrix, or several whole
   matrices that are smaller than that.
 
-A tensor's part of the scratch buffer, in float32 (docs/kernel_contract.md, section 3):
+A tensor's part of the scratch buffer, in float32 (docs/internals/kernel_contract.md, section 3):
 
     header [8]                          sum of p^2, sum of g^2, alpha
     g_sums, p_sums, u_sums [tiles]      of F1, F2 and F6

@@ -1,4 +1,4 @@
-"""Loads and stores shared by all kernels (docs/kernel_contract.md, sections 3, 7 and 8).
+"""Loads and stores shared by all kernels (docs/internals/kernel_contract.md, sections 3, 7 and 8).
 
 Blocks are ``[n, 8]``: a row is eight consecutive elements, which share one Philox block and, at 16
 bits each, one 128-bit access. Registers are float32; 16-bit storage is read and written as bits.

@@ -77,7 +77,7 @@ FUSED_DEVICE void SumSteps(const Params& params, const TensorTask& task, const L
   RawParam<kRun> raw_p[kAtOnce] = {};
   if constexpr (kFast) {
     // Loads alone would run out of registers before enough bytes are in flight to hide the memory's
-    // latency, so later steps are prefetched: docs/notes_cuda.md, loads in flight.
+    // latency, so later steps are prefetched: docs/internals/notes_cuda.md, loads in flight.
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       if (first + k >= runs.steps) continue;

@@ -1,4 +1,4 @@
-// The packed tables that the launch plan uploads: docs/kernel_contract.md, sections 3 to 5 and 7.
+// The packed tables that the launch plan uploads: docs/internals/kernel_contract.md, 3 to 5 and 7.
 // Written by tools/tables_header.py from fused_optim/ops.py; change that, and write this again.
 #pragma once
 

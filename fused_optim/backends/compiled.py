@@ -1,7 +1,7 @@
-"""The ops of docs/kernel_contract.md, run by a compiled extension: `_C` on a GPU, `_cpu` on a CPU.
+"""Runs the ops of docs/internals/kernel_contract.md by a compiled extension.
 
-An extension sees addresses, sizes and a stream or a number of threads. It knows neither torch nor
-this package.
+The extension is `_C` on a GPU and `_cpu` on a CPU. It sees addresses, sizes and a stream or a
+number of threads, and knows neither torch nor this package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CUDA backend: the ops of docs/kernel_contract.md, launched through the extension `_C`.
+"""The CUDA backend: ops of docs/internals/kernel_contract.md, launched through `_C`.
 
 The extension is built where the installation found a CUDA compiler; without it, importing this
 module fails.

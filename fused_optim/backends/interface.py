@@ -3,7 +3,8 @@
 An op takes ``(work, launch)``. Eager's work is a `Bucket`: the tensors themselves and their rows.
 A backend with kernels receives `Tables`: the bucket, packed onto the device by the plan
 (`fused_optim.plan.tables`), with the maps and the scratch memory that the backend's ``needs(op,
-launch)`` asks for. No op asks the plan for more. docs/kernel_contract.md defines the words.
+launch)`` asks for. No op asks the plan for more. The words are those of
+docs/internals/kernel_contract.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the tensors of one record lie in memory (docs/kernel_contract.md, section 7)."""
+"""How the tensors of one record lie in memory (docs/internals/kernel_contract.md, section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs a bucket's entries and rows into the words that docs/kernel_contract.md lays down."""
+"""Packs a bucket into the words that docs/internals/kernel_contract.md lays down."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The launch plan, which turns a bucket into the device tables that kernels read.
 
-A plan packs the tensor records, rows and maps of docs/kernel_contract.md and keeps them on the
-device from step to step. It holds addresses and sizes, and no parameter, gradient or state.
+A plan packs the tensor records, rows and maps of docs/internals/kernel_contract.md and keeps them
+on the device from step to step. It holds addresses and sizes, and no parameter, gradient or state.
 """
 
 from __future__ import annotations

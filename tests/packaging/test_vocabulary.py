@@ -14,7 +14,7 @@ import pytest
 from fused_optim.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRACT = (ROOT / "docs" / "kernel_contract.md").read_text()
+CONTRACT = (ROOT / "docs" / "internals" / "kernel_contract.md").read_text()
 BACKENDS = {
     "eager": sorted((ROOT / "fused_optim" / "backends" / "eager").glob("*.py")),
     "triton": sorted((ROOT / "triton_kernels").glob("*.py")),

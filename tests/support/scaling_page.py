@@ -1,4 +1,4 @@
-"""Writes counted figures into docs/scaling.md: ``python tests/support/scaling_page.py``.
+"""Writes counted figures into docs/internals/scaling.md: ``python tests/support/scaling_page.py``.
 
 Real optimizers hold the parameters of real models as DTensors without memory, on meshes of up to
 4,096 processes of which this one alone exists. State is created, and the sums of a step are
@@ -33,7 +33,7 @@ from fused_optim.ops import FAMILIES
 from fused_optim.plan.exchange import Exchange
 from fused_optim.plan.spread import spread_of
 
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "internals" / "scaling.md"
 MEASURED = ROOT / "bench" / "results" / "h200" / "results.json"
 
 MODELS = {

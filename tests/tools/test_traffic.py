@@ -22,7 +22,7 @@ from tools.traffic import model
 
 H200 = model.GPUS["H200"]
 BF16, FP32 = "bfloat16", "float32"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "traffic_model.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "internals" / "traffic_model.md"
 
 
 def per(op: str, *names, clip: bool = False, **flags) -> float | None:

@@ -3,7 +3,7 @@
 Builds, tests, sanitizes and measures in stages, and writes as it goes: ``results.json`` (figures),
 ``stages.json`` (how each stage ended), ``summary.md`` (one page), ``report.html``, pictures and
 ``log.txt``. Exits with 0 if nothing that ran has failed, with 1 if a stage failed or a figure is
-below its floor, and with 2 if nothing could be run. docs/gpu_check.md says more.
+below its floor, and with 2 if nothing could be run. docs/internals/gpu_check.md says more.
 """
 
 import argparse

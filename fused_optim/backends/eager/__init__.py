@@ -1,7 +1,7 @@
 """The eager backend: the kernel contract in plain PyTorch.
 
 It is the readable specification of every op. It updates CPU tensors, and alone updates float64
-parameters. Ops, argument order and equation labels are those of docs/kernel_contract.md.
+parameters. Ops, argument order and equation labels are those of docs/internals/kernel_contract.md.
 """
 
 from .adafactor import (
