@@ -61,7 +61,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py
 	fi
 	@echo "make: installing what constraints.txt pins into $(VENV); the first time this takes minutes"
 	"$(PY)" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools wheel ninja pybind11
-	"$(PY)" -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,bench,demo,dev]'
+	"$(PY)" -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,bench,demo,docs,dev]'
 	@touch "$@"
 
 # Always rebuilt: a copy that lags behind the checkout would test yesterday's code.
@@ -100,6 +100,10 @@ format: $(READY) ## repair style and formatting where a tool can
 	"$(PY)" -m ruff check --fix-only .
 	"$(PY)" -m ruff format .
 	$(if $(CUDA_SOURCES),$(BIN)clang-format -i $(CUDA_SOURCES))
+
+.PHONY: docs
+docs: $(READY) ## build the site into build/html, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 "$(PY)" -m mkdocs build --strict
 
 .PHONY: demo
 demo: build ## train a small GPT; DEMO_ARGS=--help lists its options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -14,12 +15,16 @@ import written_pages
 
 pytest.importorskip("pandas")
 
+import adafactor_page
 import backward_page
 import eight_bit_page
 import readme_page
 import scaling_page
+import schedule_pictures
+import support_page
 
 from bench import results
+from fused_optim import SchedulerType
 from fused_optim.backends import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +79,56 @@ def test_times_and_ratio_of_every_row_agree_and_the_worst_are_among_them() -> No
     assert shown["torch_compat.AdamW", "torch AdamW fused", "gpt2-30M", "bf16"]
 
 
+def test_what_adafactor_refuses_is_what_the_page_says() -> None:
+    page = adafactor_page.PAGE.read_text()
+    assert written_pages.filled(page, adafactor_page.TABLES) == page
+    assert len(adafactor_page.REFUSED) >= 8
+
+
+@pytest.mark.parametrize("name", schedule_pictures.PICTURES)
+def test_pictures_of_schedules_are_what_the_schedules_do(name: str) -> None:
+    committed = (schedule_pictures.FOLDER / f"{name}.svg").read_text()
+    assert committed == schedule_pictures.drawn(name)
+    assert f"images/schedules/{name}.svg" in (ROOT / "docs" / "schedules.md").read_text()
+
+
+def test_every_schedule_has_a_picture() -> None:
+    names = {schedule.value for schedule in SchedulerType} - {"cosine_warmup_with_min_lr"}
+    assert names | {"adafactor"} == schedule_pictures.PICTURES.keys()
+
+
+def messages() -> list[str]:
+    """Return the strings of the package; what f-strings fill in is a NUL."""
+    found = []
+    for path in sorted(ROOT.glob("fused_optim/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", None) for part in node.values)
+                found.append("".join(p if isinstance(p, str) else "\0" for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    """Every heading's words are those of one message, in their order."""
+    quoted = re.findall(
+        r"^### `+(.+?)`+$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE
+    )
+    assert len(quoted) >= 20
+    texts = messages()
+    for heading in quoted:
+        pieces = [re.escape(piece.strip()) for piece in heading.split("…") if piece.strip(" :,;(")]
+        pattern = re.compile(".*?".join(pieces), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), heading
+
+
+def test_the_support_page_has_the_stages_that_gpus_ran() -> None:
+    page = support_page.PAGE.read_text()
+    assert written_pages.filled(page, support_page.TABLES) == page
+    assert page.count("| passed |") >= 6
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -106,12 +161,14 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
     ("command", "page", "block"),
     [
         (readme_page, "README", "cpu"),
+        (adafactor_page, "PAGE", "refused"),
         (backward_page, "PAGE", "in_backward"),
         (precision_page, "PAGE", "training"),
         (scaling_page, "PAGE", "memory"),
+        (support_page, "PAGE", "gpu"),
         (eight_bit_page, "PAGE", "codes"),
     ],
-    ids=["readme", "in_backward", "precision", "scaling", "8 bits"],
+    ids=["readme", "adafactor", "in_backward", "precision", "scaling", "support", "8 bits"],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
