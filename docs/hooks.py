@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "repository"
+CODE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?!https?:|#)([^)#\s]+)([^)]*)\)")
 
 
@@ -39,7 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
     waiting = [file for file in files if file.is_documentation_page()]
     while waiting:
         page = waiting.pop()
-        for _, link, _ in LINK.findall(page.content_string):
+        for _, link, _ in LINK.findall(CODE.sub("", page.content_string)):
             uri = target(page.src_uri, link)
             outside = uri is not None and uri.startswith(f"{OUTSIDE}/")
             if outside and files.get_file_from_path(uri) is None and (ROOT / place(uri)).is_file():
@@ -62,7 +63,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return text
         return f"[{text}]({posixpath.relpath(to, posixpath.dirname(uri) or '.')}{rest})"
 
-    return LINK.sub(moved, markdown)
+    prose, code = CODE.split(markdown), CODE.findall(markdown)
+    return "".join(
+        LINK.sub(moved, text) + block for text, block in zip(prose, [*code, ""], strict=True)
+    )
 
 
 class Docstrings(griffe.Extension):

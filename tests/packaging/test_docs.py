@@ -29,6 +29,8 @@ from fused_optim.backends import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
+FP32_DEFAULT = ("fp32", "default")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -44,19 +46,54 @@ def test_the_figures_of_steps_in_backward_passes_are_those_measured() -> None:
         assert row["peak_bytes"] <= row["bucket_bytes"] + 2 * one + activations < gradients + one
 
 
-def test_cpu_figures_are_those_of_the_committed_results() -> None:
+def test_figures_are_those_of_the_committed_results() -> None:
     found = results.load(readme_page.CPU_RESULTS)
-    assert readme_page.cpu_table(found) in README
-    assert written_pages.filled(README, readme_page.TABLES) == README
+    assert readme_page.cpu_table(found) in BENCHMARKS
+    assert written_pages.filled(BENCHMARKS, readme_page.TABLES) == BENCHMARKS
+    assert written_pages.filled(README, readme_page.README_TABLES) == README
 
 
-def test_the_readme_says_of_every_cpu_goal_whether_it_was_met() -> None:
+def test_the_readme_shows_every_fused_baseline_and_its_worst_ratio() -> None:
+    """But for float32 pairs of other semantics, which say what those of equal semantics say."""
+    for machine, path in readme_page.MACHINES.items():
+        found = results.load(path).ratios
+        fused = [r for r in found if "fused" in r.baseline and (r.dtype, r.kind) != FP32_DEFAULT]
+        assert fused, machine
+        for ratio in fused:
+            (row,) = (
+                line
+                for line in README.splitlines()
+                if line.startswith(f"| `{ratio.ours}` | {ratio.baseline} | {ratio.dtype} |")
+            )
+            ranges = re.findall(r"([\d.]+) \([^)]*\) to ([\d.]+)", row)
+            assert any(
+                float(low) - 5e-4 <= ratio.ratio <= float(high) + 5e-3 for low, high in ranges
+            )
+
+
+def words(text: str) -> int:
+    """Return the number of words, those of tables and code included."""
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def test_the_readme_is_one_screen_and_begins_with_an_example() -> None:
+    before, code = README.split("```python\n")[:2]
+    assert words(before) <= 150
+    example = code.split("```")[0]
+    assert len(example.strip().splitlines()) <= 15
+    for part in ("bfloat16", "param_groups_weight_decay", "schedule"):
+        assert part in example
+    assert 400 < words(README) <= 700
+
+
+def test_the_benchmarks_say_of_every_cpu_goal_whether_it_was_met() -> None:
     goals = [r for r in results.load(readme_page.CPU_RESULTS).ratios if r.goal is not None]
     assert len(goals) == 5
     for ratio in goals:
         (row,) = (
             line
-            for line in README.splitlines()
+            for line in BENCHMARKS.splitlines()
             if line.startswith(
                 f"| `{ratio.ours}` | {ratio.baseline} | {ratio.dtype} | {ratio.shapes} |"
             )
@@ -131,7 +168,8 @@ def test_the_support_page_has_the_stages_that_gpus_ran() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
@@ -160,7 +198,8 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
 @pytest.mark.parametrize(
     ("command", "page", "block"),
     [
-        (readme_page, "README", "cpu"),
+        (readme_page, "README", "speed"),
+        (readme_page, "BENCHMARKS", "cpu"),
         (adafactor_page, "PAGE", "refused"),
         (backward_page, "PAGE", "in_backward"),
         (precision_page, "PAGE", "training"),
@@ -168,7 +207,10 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
         (support_page, "PAGE", "gpu"),
         (eight_bit_page, "PAGE", "codes"),
     ],
-    ids=["readme", "adafactor", "in_backward", "precision", "scaling", "support", "8 bits"],
+    ids=[
+        *("readme", "benchmarks", "adafactor", "in_backward"),
+        *("precision", "scaling", "support", "8 bits"),
+    ],
 )
 def test_pages_are_rewritten_when_asked_to(
     command: ModuleType, page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,4 +235,5 @@ def test_every_environment_variable_is_documented() -> None:
     names = {n for p in sources for n in re.findall(r"\bFUSED_OPTIM_[A-Z_]+\b", p.read_text())}
     macros = {"FUSED_OPTIM_ARCHITECTURES", "FUSED_OPTIM_HOST"}  # of the C++ preprocessor
     assert dispatch.ENVIRONMENT_VARIABLE in names
-    assert {name for name in names - macros if f"`{name}`" not in README} == set()
+    page = (ROOT / "docs" / "installing.md").read_text()
+    assert {name for name in names - macros if f"| `{name}` |" not in page} == set()

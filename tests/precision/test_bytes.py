@@ -1,4 +1,4 @@
-"""The README's table of bytes per parameter, against the state that optimizers really keep."""
+"""The pages' tables of bytes per parameter, against the state that optimizers really keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import fused_optim
 from fused_optim import torch_compat
 
 ROOT = Path(__file__).resolve().parents[2]
-README, PRECISION = ROOT / "README.md", ROOT / "docs" / "precision.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md")
+PRECISION = ROOT / "docs" / "precision.md"
 CLASSES = {
     "torch.optim.AdamW": torch.optim.AdamW,
     "torch_compat.AdamW": torch_compat.AdamW,
@@ -37,8 +38,8 @@ def cells(page: Path, name: str) -> list[list[str]]:
 
 
 def table() -> list[list[str]]:
-    """Return rows of optimizer, mode, state dtype and bytes."""
-    return [row[:4] for row in cells(README, "bytes")]
+    """Return rows of optimizer, mode, state dtype, bytes and what is kept, each of them once."""
+    return [list(row) for row in dict.fromkeys(tuple(r) for p in PAGES for r in cells(p, "bytes"))]
 
 
 def bytes_per_parameter(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> float:
@@ -47,8 +48,16 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer, param: torch.Tensor) -
     return total / param.numel()
 
 
-@pytest.mark.parametrize(("name", "mode", "dtype", "expected"), table(), ids=str)
-def test_readme_counts_right(name: str, mode: str, dtype: str, expected: str) -> None:
+def test_both_pages_have_a_table() -> None:
+    short, long = (cells(page, "bytes") for page in PAGES)
+    assert 5 <= len(short) < len(long)
+    assert all(row in long for row in short)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "dtype", "expected"), [row[:4] for row in table()], ids=str
+)
+def test_pages_count_right(name: str, mode: str, dtype: str, expected: str) -> None:
     cls, beta1, default = re.fullmatch(r"([\w.]+)(\(beta1=0\.9\))?`?( \(default\))?", name).groups()
     kwargs = {"beta1": 0.9} if beta1 else {}
     if mode and not default:
@@ -64,7 +73,7 @@ DEFAULTS = [row[:3] for row in table() if row[0].endswith("(default)")]
 
 
 @pytest.mark.parametrize(("name", "mode", "dtype"), DEFAULTS, ids=str)
-def test_readme_names_the_defaults(name: str, mode: str, dtype: str) -> None:
+def test_pages_name_the_defaults(name: str, mode: str, dtype: str) -> None:
     param = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
     optimizer = CLASSES[name.split("`")[0]]([param])
     group = optimizer.settings(optimizer.param_groups[0])
@@ -72,9 +81,9 @@ def test_readme_names_the_defaults(name: str, mode: str, dtype: str) -> None:
     assert (shown, group["state_dtype"]) == (mode, DTYPES[dtype])
 
 
-def test_readme_says_how_small_an_update_is_kept() -> None:
+def test_pages_say_how_small_an_update_is_kept() -> None:
     """In the words of docs/precision.md, whose table `bench.kept_updates` measures."""
     measured = {row[0]: row[1:] for row in cells(PRECISION, "kept")}
     limit = measured["bfloat16, `kahan"][0].split()[1].strip("()")
-    for name, mode, *_, keeps in cells(README, "bytes"):
+    for name, mode, *_, keeps in table():
         assert keeps == KEEPS[mode or "nearest"].format(limit), name
