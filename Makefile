@@ -107,7 +107,7 @@ docs: $(READY) ## build the site into build/html, with warnings as errors
 
 .PHONY: demo
 demo: build ## train a small GPT; DEMO_ARGS=--help lists its options
-	"$(PY)" examples/train_gpt.py $(DEMO_ARGS)
+	"$(PY)" examples/demo/train_gpt.py $(DEMO_ARGS)
 
 .PHONY: bench
 bench: build ## time every optimizer for some minutes; `python -m bench` compares them

@@ -85,7 +85,7 @@ def test_bytes_of_the_runs_are_those_of_the_state(run: dict[str, Any]) -> None:
 def precision() -> Any:
     """The example's module, which is imported from the checkout."""
     before = list(sys.path)
-    sys.path.append(str(ROOT / "examples"))
+    sys.path.append(str(ROOT / "examples" / "demo"))
     import precision
 
     yield precision

@@ -47,6 +47,9 @@ def test_every_example_is_run_and_short() -> None:
     assert {path.stem for path in EXAMPLES} == {*ALONE, *TOGETHER}
     for path in EXAMPLES:
         assert len(path.read_text().splitlines()) <= 60, path
+    demo = ("corpus", "gpt", "optimizers", "show", "train_gpt", "training")
+    files = (ROOT / "examples" / "demo" / f"{name}.py" for name in demo)
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 600
 
 
 @pytest.mark.parametrize("name", ALONE)

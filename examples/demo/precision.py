@@ -1,4 +1,4 @@
-"""Does 16-bit training learn like float32's? ``python examples/precision.py``.
+"""Does 16-bit training learn like float32's? ``python examples/demo/precision.py``.
 
 The demo's GPT is trained in float32 with several seeds, and in bfloat16 with every way to keep what
 a bfloat16 parameter can't hold, on the same batches. A run that is in the file already is not
@@ -28,7 +28,7 @@ from torch import nn
 import fused_optim
 from fused_optim import torch_compat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "cpu-2core" / "precision_curves.json"
 IMAGE = ROOT / "docs" / "images" / "precision_curves.png"
 

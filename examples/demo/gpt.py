@@ -11,27 +11,12 @@ VOCABULARY = 256  # every byte is a token
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of the model."""
+    """The shape of the model. The width is a multiple of twice the number of heads."""
 
     layers: int = 3
     width: int = 160
     heads: int = 4
     context: int = 64
-
-    def __post_init__(self) -> None:
-        if min(self.layers, self.width, self.heads, self.context) < 1:
-            raise ValueError("layers, width, heads and context must be at least 1")
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} must be a multiple of twice the number of heads ({self.heads})"
-            )
-
-
-def rotary_angles(context: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position, each [context, size / 2]."""
-    frequencies = 1000.0 ** -(torch.arange(0, size, 2) / size)
-    angles = torch.outer(torch.arange(context), frequencies)
-    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -40,39 +25,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-class Attention(nn.Module):
-    """Causal self-attention."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Mix x [batch, time, width] over time."""
-        batch, time, width = x.shape
-        q, k, v = self.qkv(x).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(batch, time, width))
-
-
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, both on the residual stream."""
+    """Causal self-attention, then a two-layer perceptron, both on the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        width, self.heads = config.width, config.heads
         # By the "layer_norm" in these names `create_optimizer` exempts them from weight decay.
-        self.attention_layer_norm = nn.LayerNorm(config.width, bias=False)
-        self.attention = Attention(config)
-        self.mlp_layer_norm = nn.LayerNorm(config.width, bias=False)
-        self.up = nn.Linear(config.width, 4 * config.width, bias=False)
-        self.down = nn.Linear(4 * config.width, config.width, bias=False)
+        self.attention_layer_norm = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.mlp_layer_norm = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Add both branches to x [batch, time, width]."""
-        x = x + self.attention(self.attention_layer_norm(x), cos, sin)
+        batch, time, width = x.shape
+        qkv = self.qkv(self.attention_layer_norm(x)).view(batch, time, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))
         return x + self.down(F.gelu(self.up(self.mlp_layer_norm(x))))
 
 
@@ -82,17 +56,16 @@ class GPT(nn.Module):
     The initial weights come from torch's global generator: seed it for a reproducible model.
     """
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_layer_norm = nn.LayerNorm(config.width, bias=False)
-        cos, sin = rotary_angles(config.context, config.width // config.heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        size = config.width // config.heads
+        frequencies = 1000.0 ** -(torch.arange(0, size, 2) / size)
+        angles = torch.outer(torch.arange(config.context), frequencies)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # [context, size / 2]
+        self.register_buffer("sin", angles.sin(), persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 # The 2 * layers matrices that write to the residual stream share its variance.
@@ -103,9 +76,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per byte; tokens and targets are [batch, time] bytes."""
         time = tokens.shape[1]
-        cos, sin = self.cos[:time], self.sin[:time]
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, self.cos[:time], self.sin[:time])
         logits = F.linear(self.final_layer_norm(x), self.embedding.weight)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plot import GRID, INK, MUTED, frame
+from show import GRID, INK, MUTED, frame
 
 COLORS = ("#2f86d6", "#e07b1a", "#0e9c78", "#c65fa0", "#c9a40a", "#8c7be0", "#2aa7c4", "#b0554d")
 LATE = 0.1  # of the steps, where the curves start: before, all fall together

@@ -29,11 +29,7 @@ class Corpus:
     digest: str  # of both: two machines with equal digests train on equal bytes
 
     def batch(self, seed: int, step: int, size: int, context: int) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of one step, [size, context] each.
-
-        They depend on nothing but the arguments, so that a resumed run needs no loader state and
-        every optimizer sees the same bytes.
-        """
+        """Inputs and targets of a step, [size, context] each; nothing but the arguments counts."""
         return windows(self.train, (seed << 32) + step, size, context)
 
     def evaluation(self, size: int, context: int) -> tuple[Tensor, Tensor]:
@@ -49,34 +45,24 @@ def windows(text: Tensor, seed: int, size: int, context: int) -> tuple[Tensor, T
     return text[index].long(), text[index + 1].long()
 
 
-def source_files(root: Path) -> list[Path]:
-    """The Python files under `root`, in one order everywhere."""
-    return [
-        path
-        for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1])
-        and not path.name.startswith("_sysconfigdata")  # generated, and different on every machine
-    ]
-
-
 def load_corpus(root: Path | None = None) -> Corpus:
     """Read the standard library, or the Python files under `root`, and split it by file."""
     name = root.name if root else "Python's standard library"
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    parts: dict[bool, list[bytes]] = {False: [], True: []}
-    for path in source_files(root):
-        held_out = zlib.crc32(path.relative_to(root).as_posix().encode()) % VALIDATION_SHARE == 0
-        parts[held_out].append(path.read_bytes())
-    train, validation = (END_OF_FILE.join(parts[held_out]) for held_out in (False, True))
-    if min(len(train), len(validation)) < 10_000:
+    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        place = path.relative_to(root)
+        generated = place.name.startswith("_sysconfigdata")  # different on every machine
+        if not generated and SKIPPED_FOLDERS.isdisjoint(place.parts[:-1]):
+            held_out = zlib.crc32(place.as_posix().encode()) % VALIDATION_SHARE == 0
+            parts[held_out].append(path.read_bytes())
+    texts = [END_OF_FILE.join(part) for part in parts]
+    if min(map(len, texts)) < 10_000:
+        sizes = " and ".join(f"{len(text):,}" for text in texts)
         raise ValueError(
-            f"{root} holds too little Python source: {len(train):,} bytes for training and "
-            f"{len(validation):,} for validation; name a larger folder with --corpus"
+            f"{root} holds too little Python source, {sizes} bytes for training and validation; "
+            "name a larger folder with --corpus"
         )
-    digest = hashlib.sha256(train + END_OF_FILE + validation).hexdigest()
-    return Corpus(name, as_tensor(train), as_tensor(validation), digest)
-
-
-def as_tensor(text: bytes) -> Tensor:
-    """The bytes as uint8, in memory that torch owns."""
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
+    digest = hashlib.sha256(END_OF_FILE.join(texts)).hexdigest()
+    tensors = [torch.frombuffer(bytearray(text), dtype=torch.uint8).clone() for text in texts]
+    return Corpus(name, *tensors, digest)
