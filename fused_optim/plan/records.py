@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
+from collections.abc import Iterable
 
 import torch
 
@@ -33,6 +34,16 @@ _LARGEST_FLOAT32 = 3.4028235677973366e38  # from here on doubles round to infini
 def columns(*names: str) -> list[int]:
     """Return the indices of a record's fields."""
     return [COLUMN[name] for name in names]
+
+
+MOMENT_DTYPES = columns("exp_avg_dtype", "exp_avg_sq_dtype")
+"""Columns of a record that hold the dtypes of moments."""
+
+
+def keep(records: torch.Tensor, dtypes: Iterable[torch.dtype]) -> bool:
+    """Return whether some record on the host has moments of one of the dtypes."""
+    tags = torch.tensor([DTYPE_TAGS[dtype] for dtype in dtypes], device="cpu")
+    return bool(torch.isin(records[:, MOMENT_DTYPES], tags).any())
 
 
 @dataclasses.dataclass(slots=True)

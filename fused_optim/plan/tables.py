@@ -18,11 +18,9 @@ from fused_optim.backends.interface import Bucket, BucketKey, Launch, Needs, Sha
 from fused_optim.ops import RECORD_SIZE, ROW_SIZE
 from fused_optim.plan import maps, upload
 from fused_optim.plan import records as plan_records
-from fused_optim.plan.records import COLUMN, columns
-from fused_optim.precision import DTYPE_TAGS
+from fused_optim.plan.records import COLUMN
 
-_MOMENT_DTYPES = columns("exp_avg_dtype", "exp_avg_sq_dtype")
-_DERIVED_FROM = [*maps.SIZES, *maps.WHOLE, *_MOMENT_DTYPES]
+_DERIVED_FROM = [*maps.SIZES, *maps.WHOLE, *plan_records.MOMENT_DTYPES]
 
 
 class Plan:
@@ -122,7 +120,7 @@ class Plan:
             seed_low=_signed(launch.seed & 0xFFFFFFFF),
             seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
             draws=self._fact("draws", self._draws),
-            packed=self._fact("packed", self._packed),
+            packed=self._fact("packed", lambda: plan_records.keep(self.host, [torch.uint8])),
             some_empty=self._fact("some empty", self._some_empty),
         )
 
@@ -199,12 +197,8 @@ class Plan:
         return self._derived[key]
 
     def _draws(self) -> bool:
-        moments = self.host[:, _MOMENT_DTYPES]
-        drawn = (moments == DTYPE_TAGS[torch.bfloat16]) | (moments == DTYPE_TAGS[torch.uint8])
-        return self.key.mode == "stochastic" or bool(drawn.any())
-
-    def _packed(self) -> bool:
-        return bool((self.host[:, _MOMENT_DTYPES] == DTYPE_TAGS[torch.uint8]).any())
+        rounded = (torch.bfloat16, torch.uint8)
+        return self.key.mode == "stochastic" or plan_records.keep(self.host, rounded)
 
     def _some_empty(self) -> bool:
         return bool((self.host[:, COLUMN["numel"]] == 0).any())

@@ -27,7 +27,7 @@ def test_the_header_is_what_the_registry_says() -> None:
 def test_tags_and_flags() -> None:
     pytest.importorskip("jinja2")
     tags = {f"k{str(d).split('.')[1].title()}": tag for d, tag in precision.DTYPE_TAGS.items()}
-    tags["kBFloat16"] = tags.pop("kBfloat16")
+    tags["kBFloat16"], tags["kEightBit"] = tags.pop("kBfloat16"), tags.pop("kUint8")
     members = ", ".join(
         f"{name} = {tag}" for name, tag in sorted(tags.items(), key=lambda item: item[1])
     )
@@ -58,7 +58,7 @@ def test_backends_have_the_registered_ops(module: str) -> None:
         wanted -= {
             op for family in ops.FAMILIES.values() if not family.kernels for op in family.ops
         }
-    beside = {"needs", "keeps_sums", "shard_sums", "shard_update_sum"}
+    beside = {"needs", "keeps_sums", "shard_sums", "shard_update_sum", "eight_bit_updates"}
     assert set(found.__all__) - beside == wanted
     for op in wanted:
         assert callable(getattr(found, op))

@@ -1,7 +1,7 @@
 """The tables of docs/eight_bit.md: ``python tests/support/eight_bit_page.py [--measure]``.
 
 With ``--measure`` it measures codes and bitsandbytes anew, which takes minutes. The table of
-training comes from the results of ``examples/precision.py --recipes 8-bit``.
+training comes from the results of ``examples/demo/precision.py --recipes 8-bit``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _sparse_rows() -> Gradients:
 
 def recorded() -> Gradients:
     """Return gradients of the demo's GPT while it trains: some of each of its matrices."""
-    sys.path.insert(0, str(ROOT / "examples"))
+    sys.path.insert(0, str(ROOT / "examples" / "demo"))
     import precision as training
     from corpus import load_corpus
 

@@ -1,9 +1,9 @@
 """The tables of docs/precision.md: ``python tests/support/precision_page.py`` writes them.
 
-Those of training come from the committed results of ``examples/demo/precision.py``. Bytes are counted in
-the state of optimizers that make a step. How small an update each precision mode keeps is measured:
-weights of several sizes and both signs are given hundreds to thousands of updates by the optimizer
-itself, and how far each has gone is compared with the sum of its updates.
+Those of training come from the committed results of ``examples/demo/precision.py``. Bytes are
+counted in the state of optimizers that make a step. How small an update each precision mode keeps
+is measured: weights of several sizes and both signs are given hundreds to thousands of updates by
+the optimizer itself, and how far each has gone is compared with the sum of its updates.
 """
 
 from __future__ import annotations

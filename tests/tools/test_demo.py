@@ -26,7 +26,14 @@ RESUMED = ("--optimizers", "adamw,adafactor,adam-weight-decay", "--steps", "240"
 
 def command(out: Path, *options: str) -> list[str]:
     """The demo's command line at a tiny size."""
-    return [sys.executable, str(ROOT / "examples/demo/train_gpt.py"), *TINY, "--out", str(out), *options]
+    return [
+        sys.executable,
+        str(ROOT / "examples/demo/train_gpt.py"),
+        *TINY,
+        "--out",
+        str(out),
+        *options,
+    ]
 
 
 def demo(out: Path, *options: str) -> str:
