@@ -42,14 +42,15 @@ T* Pointer(uintptr_t address) {
 PyLaunch MakeLaunch(int device, uintptr_t stream, int64_t dtype, int mode, int64_t tensors,
                     uintptr_t records, uintptr_t rows, uintptr_t items, int64_t num_items,
                     uintptr_t grad_scale, uintptr_t found_inf, uintptr_t clip, int64_t clip_stride,
-                    int64_t seed_low, int64_t seed_high, int threads) {
+                    int64_t seed_low, int64_t seed_high, uintptr_t shapes, int threads) {
   PyLaunch launch;
   launch.target = {device, Pointer<void>(stream), tensors, dtype, static_cast<Mode>(mode), threads};
   launch.arguments = {Pointer<const TensorRecord>(records), Pointer<const void>(rows),
                       Pointer<const WorkItem>(items),       num_items,
                       Pointer<const float>(grad_scale),     Pointer<const float>(found_inf),
                       Pointer<const float>(clip),           clip_stride,
-                      static_cast<uint32_t>(seed_low),      static_cast<uint32_t>(seed_high)};
+                      static_cast<uint32_t>(seed_low),      static_cast<uint32_t>(seed_high),
+                      Pointer<const void>(shapes)};
   return launch;
 }
 
@@ -107,6 +108,12 @@ void DefineAdafactor(py::module_& m) {
   m.def("adafactor_lines", &AdafactorLines, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
   m.def("adafactor_visited", &AdafactorVisited, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
   m.def("adafactor_scratch", &AdafactorScratch, "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
+  m.def(
+      "adafactor_shape",
+      [](int64_t batch, int64_t rows, int64_t cols, int cut) {
+        return py::bytes(AdafactorShape(batch, rows, cols, cut));
+      },
+      "batch"_a, "rows"_a, "cols"_a, "cut"_a = 0);
   m.def(
       "adafactor_tile_sizes",
       [](int64_t batch, int64_t rows, int64_t cols, int cut) {
@@ -172,7 +179,8 @@ PYBIND11_MODULE(FUSED_OPTIM_MODULE, m) {
   py::class_<PyLaunch>(m, "Launch", py::module_local())
       .def(py::init(&MakeLaunch), py::kw_only(), "device"_a, "stream"_a, "dtype"_a, "mode"_a,
            "tensors"_a, "records"_a, "rows"_a, "items"_a, "num_items"_a, "grad_scale"_a,
-           "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a, "threads"_a = 1);
+           "found_inf"_a, "clip"_a, "clip_stride"_a, "seed_low"_a, "seed_high"_a, "shapes"_a = 0,
+           "threads"_a = 1);
   DefineElementwise(m);
   DefineAdafactor(m);
   DefineMachine(m);

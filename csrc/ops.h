@@ -31,6 +31,7 @@ struct LaunchArguments {
   int64_t clip_stride;
   uint32_t seed_low;
   uint32_t seed_high;
+  const void* shapes;  // AdafactorShape of each tensor, for that op on a GPU
 };
 
 // The device and stream of a launch, and the kernel among those of an op.
@@ -59,6 +60,10 @@ extern const int kAdafactorMostCut;
 int64_t AdafactorTiles(int64_t batch, int64_t rows, int64_t cols, int cut);
 int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols, int cut);
 int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols, int cut);
+
+// The bytes that kernels on a GPU read of a tensor's shape, from LaunchArguments::shapes; empty for
+// kernels that find all of it themselves.
+std::string AdafactorShape(int64_t batch, int64_t rows, int64_t cols, int cut);
 
 // The elements of each tile.
 std::vector<int64_t> AdafactorTileSizes(int64_t batch, int64_t rows, int64_t cols, int cut);

@@ -126,6 +126,14 @@ inline int64_t SizeOfTile(const Geometry& g, int64_t tile) {
   return least(rows, int64_t{1} << g.TileRowBits()) * least(cols, int64_t{1} << col_bits);
 }
 
+// What kernels read of a tensor's shape. The host finds it, once for a plan: on a device, one
+// thread would, while the others of its block wait for each tile.
+struct ShapeTables {
+  Geometry shape;
+  ScratchMap map;
+};
+static_assert(sizeof(ShapeTables) % sizeof(int64_t) == 0, "copied in words of 8 bytes");
+
 FUSED_MATH ScratchMap ScratchMapOf(const Geometry& g) {
   const int64_t lines = g.linear ? 0 : 1;
   return LaidOut(lines * g.strips * g.batch * g.rows + g.means,

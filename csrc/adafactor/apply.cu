@@ -9,11 +9,11 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
     ApplyKernel(const LaunchArguments launch, float* scratch) {
   __shared__ TensorTask task;
   if (*launch.found_inf != 0.0f) return;
-  for (int64_t item = BlockIndex(); item < launch.num_items; item += BlockCount()) {
-    const WorkItem work = launch.items[item];
-    BeginTask(launch, work.tensor, scratch, &task);
-    ApplyTile(FixedParams<kDtype, kMode>(), task, work.part);
-  }
+  ForItems(
+      launch, launch.num_items, scratch, &task, [&](int64_t i) { return launch.items[i]; },
+      [&](const WorkItem& work, int64_t) {
+        ApplyTile(FixedParams<kDtype, kMode>(), task, work.part);
+      });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // F7 to F10, which scale the updates and write the parameters.
 #pragma once
 
-#include "adafactor/tiles.cuh"
+#include "adafactor/factors.cuh"
 
 namespace fused_optim {
 

@@ -11,22 +11,22 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
     StatisticsKernel(const LaunchArguments launch, float* scratch) {
   __shared__ TensorTask task;
   __shared__ ColumnSums columns;
-  for (int64_t item = BlockIndex(); item < launch.num_items; item += BlockCount()) {
-    const WorkItem work = launch.items[item];
-    BeginTask(launch, work.tensor, scratch, &task);
-    SumTile(FixedParams<kDtype, kMode>(), task, work.part, columns);
-  }
+  ForItems(
+      launch, launch.num_items, scratch, &task, [&](int64_t i) { return launch.items[i]; },
+      [&](const WorkItem& work, int64_t) {
+        SumTile(FixedParams<kDtype, kMode>(), task, work.part, columns);
+      });
 }
 
 __global__ void __launch_bounds__(kThreads, 2)
     FoldKernel(const LaunchArguments launch, const WorkItem* lines, int64_t num_lines,
                float* scratch, float* sums) {
   __shared__ TensorTask task;
-  for (int64_t item = BlockIndex(); item < num_lines; item += BlockCount()) {
-    const WorkItem work = lines[item];
-    BeginTask(launch, work.tensor, scratch, &task);
-    Fold(task, work.part, sums == nullptr ? nullptr : sums + work.tensor);
-  }
+  ForItems(
+      launch, num_lines, scratch, &task, [&](int64_t i) { return lines[i]; },
+      [&](const WorkItem& work, int64_t) {
+        Fold(task, work.part, sums == nullptr ? nullptr : sums + work.tensor);
+      });
 }
 
 }  // namespace
@@ -48,6 +48,13 @@ int64_t AdafactorBlocks(int device) { return kTileBlocks * Processors(device); }
 
 int64_t AdafactorLines(int64_t batch, int64_t rows, int64_t cols, int cut) {
   return PartsOf(GeometryOf(batch, rows, cols, cut));
+}
+
+std::string AdafactorShape(int64_t batch, int64_t rows, int64_t cols, int cut) {
+  ShapeTables tables = {};
+  tables.shape = GeometryOf(batch, rows, cols, cut);
+  tables.map = ScratchMapOf(tables.shape);
+  return std::string(reinterpret_cast<const char*>(&tables), sizeof(tables));
 }
 
 int64_t AdafactorScratch(int64_t batch, int64_t rows, int64_t cols, int cut) {

@@ -12,18 +12,19 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks)
   __shared__ TensorTask task;
   __shared__ bool is_last;
   if (*launch.found_inf != 0.0f) return;
-  for (int64_t i = BlockIndex(); i < launch.num_items; i += BlockCount()) {
-    const WorkItem work = launch.items[launch.num_items - 1 - i];
-    BeginTask(launch, work.tensor, scratch, &task);
-    SumUpdatesOfTile(task, work.part);
-    if (ThreadIndex() == 0) {
-      auto* arrived = reinterpret_cast<uint32_t*>(task.Scratch() + kArrived);
-      is_last = Arrive(arrived) == task.shape.tiles - 1;
-    }
-    Barrier();
-    if (is_last) FoldUpdateSums(task);  // in one order, whichever tile came last
-    Barrier();
-  }
+  ForItems(
+      launch, launch.num_items, scratch, &task,
+      [&](int64_t i) { return launch.items[launch.num_items - 1 - i]; },
+      [&](const WorkItem& work, int64_t) {
+        SumUpdatesOfTile(task, work.part);
+        if (ThreadIndex() == 0) {
+          auto* arrived = reinterpret_cast<uint32_t*>(task.Scratch() + kArrived);
+          is_last = Arrive(arrived) == task.shape.tiles - 1;
+        }
+        Barrier();
+        if (is_last) FoldUpdateSums(task);  // in one order, whichever tile came last
+        Barrier();
+      });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // F6: the sums of squares of the updates, before they are scaled.
 #pragma once
 
-#include "adafactor/tiles.cuh"
+#include "adafactor/factors.cuh"
 
 namespace fused_optim {
 

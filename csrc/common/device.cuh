@@ -253,11 +253,15 @@ FUSED_DEVICE void StoreStatistic(float* to, float x) { StoreEntry(to, x); }
 // cache.
 FUSED_DEVICE float LoadFresh(const float* from) { return __ldcg(from); }
 
-// Adds 1 to a counter in global memory and returns its old value; orders the caller's accesses.
+// Adds 1 to a counter in global memory and returns its old value. What the calling thread stored
+// before is seen by whoever finds a later value here, and what it loads afterwards is as others
+// stored it before they arrived: release and acquire, instead of two fences of the whole device.
 FUSED_DEVICE uint32_t Arrive(uint32_t* counter) {
-  __threadfence();
-  const uint32_t before = atomicAdd(counter, 1u);
-  __threadfence();
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
   return before;
 }
 

@@ -30,8 +30,8 @@ FUSED_DEVICE Preparation Prepare(const LaunchArguments& launch, int tensor, floa
 
 FUSED_DEVICE float Infinity() { return BitsFloat(0x7f800000u); }
 
-FUSED_DEVICE Draw DrawOf(const LaunchArguments& launch, const TensorRecord& tensor, uint32_t step) {
-  return {launch.seed_low, launch.seed_high, step, static_cast<uint32_t>(tensor.number)};
+FUSED_DEVICE Draw DrawOf(const LaunchArguments& launch, int64_t number, uint32_t step) {
+  return {launch.seed_low, launch.seed_high, step, static_cast<uint32_t>(number)};
 }
 
 // Whether whole vectors of a record's tensors may be loaded and stored.

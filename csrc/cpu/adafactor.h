@@ -38,7 +38,7 @@ inline TensorTask TaskOf(const fused_optim_cpu::AdafactorWork& work) {
           shape,
           ScratchMapOf(shape),
           Prepare(launch, work.tensor, row.grad_mul, Infinity()),
-          TensorDraw(DrawOf(launch, t, row.step)),
+          TensorDraw(DrawOf(launch, t.number, row.step)),
           AccessOf(work.dtype, static_cast<Mode>(work.mode)),
           work.scratch + t.scratch,
           work.sums != nullptr};

@@ -101,6 +101,7 @@ int64_t AdafactorTiles(int64_t, int64_t, int64_t, int) { return 1; }
 int64_t AdafactorLines(int64_t, int64_t, int64_t, int) { return 1; }
 bool AdafactorVisited(int64_t, int64_t, int64_t, int) { return true; }
 int64_t AdafactorBlocks(int) { return 1; }
+std::string AdafactorShape(int64_t, int64_t, int64_t, int) { return ""; }
 
 std::vector<int64_t> AdafactorTileSizes(int64_t batch, int64_t rows, int64_t cols, int) {
   return {batch * rows * cols};

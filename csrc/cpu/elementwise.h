@@ -74,7 +74,7 @@ void StepChunk(const LaunchArguments& launch, const WorkItem& chunk) {
   const auto& row = static_cast<const typename Update::Row*>(launch.rows)[t.row];
   const Scalars<typename Update::Row> scalars = {
       row, Prepare(launch, chunk.tensor, row.grad_mul, row.clip_value),
-      DrawOf(launch, t, row.step)};
+      DrawOf(launch, t.number, row.step)};
   const RoundKeys keys(scalars.draw);
   int64_t index = chunk.part * kChunkSize;
   const int64_t last = index + kChunkSize < t.numel ? index + kChunkSize : t.numel;

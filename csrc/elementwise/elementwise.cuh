@@ -61,7 +61,7 @@ FUSED_DEVICE void StepChunks(const LaunchArguments& launch) {
     Scalars<Row> scalars;
     scalars.row = static_cast<const Row*>(launch.rows)[t.row];
     scalars.prepare = Prepare(launch, chunk.tensor, scalars.row.grad_mul, scalars.row.clip_value);
-    scalars.draw = DrawOf(launch, t, scalars.row.step);
+    scalars.draw = DrawOf(launch, t.number, scalars.row.step);
     int64_t first = chunk.part * kChunkSize;
     const int64_t last = first + kChunkSize < t.numel ? first + kChunkSize : t.numel;
     if constexpr (Update::kMoments > 1) {

@@ -87,6 +87,7 @@ class Elementwise:
             clip_stride=tables.clip_stride,
             seed_low=tables.seed_low,
             seed_high=tables.seed_high,
+            shapes=tables.shapes.data_ptr(),
         )
 
 
@@ -104,6 +105,9 @@ class WithAdafactor(Elementwise):
             "visits": lambda shape: torch.tensor([shape.numel], device="cpu"),
         }
 
+        describes = extension.ADAFACTOR_MOST_CUT > 0  # a GPU's kernels
+        described = _of_shape(extension.adafactor_shape) if describes else None
+
         def cut(shapes: Sequence[Shape], key: BucketKey) -> int:
             return cuts.chosen(extension, shapes, key)
 
@@ -115,7 +119,7 @@ class WithAdafactor(Elementwise):
             return lambda shape: 0 if visits(shape) else count(shape)
 
         def needs(**maps: Counts) -> Needs:
-            return Needs(maps, scratch, cut, sizes)
+            return Needs(maps, scratch, cut, sizes, described)
 
         large_tiles, large_lines = large(tiles), large(lines)
         self._all_statistics = needs(tiles=tiles, lines=lines)
@@ -219,7 +223,7 @@ class WithAdafactor(Elementwise):
         return self.extension.adafactor_sums(shape.batch, shape.rows, shape.cols, shape.cut)
 
 
-def _of_shape(count: Callable[[int, int, int, int], int]) -> Counts:
+def _of_shape(count: Callable[[int, int, int, int], Any]) -> Callable[[Shape], Any]:
     return lambda shape: count(shape.batch, shape.rows, shape.cols, shape.cut)
 
 

@@ -153,6 +153,8 @@ class Needs:
             in scratch memory have to give the same function.
         cut: chooses a number for the whole bucket from all its shapes, or None. Both counts find it
             in ``Shape.cut``, and kernels in the records.
+        shapes: returns what kernels read of a tensor's shape besides its record, as bytes: for each
+            shape equally many, a multiple of 8. None if they read nothing.
         sizes: for maps that begin with the largest entries, by name, the elements of each entry of
             a tensor. Blocks that take entries in turn end with small ones, at about the same time.
     """
@@ -161,6 +163,7 @@ class Needs:
     scratch: Counts | None = None
     cut: Callable[[Sequence[Shape], BucketKey], int] | None = None
     sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=dict)
+    shapes: Callable[[Shape], bytes] | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -171,6 +174,7 @@ class Tables:
         key: the bucket's.
         records: int64 ``[tensors, 24]``.
         rows: int32 ``[rows, 16]``, bits of float32.
+        shapes: int64 ``[tensors, words]``: what the op's `Needs` says of each tensor's shape.
         maps: for each map of the op's `Needs`, int32 ``[entries, 2]``: (tensor, 0 .. count - 1).
         scratch: float32, at least what the records' ``scratch`` fields span; empty without need.
         grad_scale: float32, one value; 1 where there is none.
@@ -187,6 +191,7 @@ class Tables:
     key: BucketKey
     records: torch.Tensor
     rows: torch.Tensor
+    shapes: torch.Tensor
     maps: Mapping[str, torch.Tensor]
     scratch: torch.Tensor
     grad_scale: torch.Tensor

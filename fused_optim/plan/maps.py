@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fused_optim.backends.interface import Counts, Shape, Sizes
@@ -24,6 +26,14 @@ def shapes(records: torch.Tensor) -> list[Shape]:
         Shape(batch, rows, cols, sharded, cut)
         for batch, rows, cols, cut in records[:, _COUNTED_BY].tolist()
     ]
+
+
+def described(records: torch.Tensor, describe: Callable[[Shape], bytes]) -> torch.Tensor:
+    """Return int64 ``[tensors, words]`` on the host: what a backend says of each shape."""
+    found = shapes(records)
+    words = {shape: describe(shape) for shape in set(found)}
+    packed = bytearray(b"".join(words[shape] for shape in found))
+    return torch.frombuffer(packed, dtype=torch.int64).view(len(found), -1)
 
 
 def counted(records: torch.Tensor, counts: Counts) -> list[int]:

@@ -95,9 +95,9 @@ class Plan:
             return ready
         return dataclasses.replace(
             ready,
-            grad_scale=_value(launch.grad_scale, ready.grad_scale),
-            found_inf=_value(launch.found_inf, ready.found_inf),
-            clip=_value(launch.clip, ready.clip),
+            grad_scale=upload.value(launch.grad_scale, ready.grad_scale),
+            found_inf=upload.value(launch.found_inf, ready.found_inf),
+            clip=upload.value(launch.clip, ready.clip),
             clip_stride=int(launch.clip is not None and launch.clip_per_tensor),
         )
 
@@ -111,14 +111,15 @@ class Plan:
             key=self.key,
             records=self.records,
             rows=self.rows,
+            shapes=self._shapes(needs),
             maps={name: self._map(name, needs) for name in needs.maps},
             scratch=self._scratch_memory(0 if needs.scratch is None else self.scratch_numel),
             grad_scale=one,
             found_inf=upload.constant(0.0, self.key.device),
             clip=one,
             clip_stride=0,
-            seed_low=_signed(launch.seed & 0xFFFFFFFF),
-            seed_high=_signed(launch.seed >> 32 & 0xFFFFFFFF),
+            seed_low=upload.signed(launch.seed & 0xFFFFFFFF),
+            seed_high=upload.signed(launch.seed >> 32 & 0xFFFFFFFF),
             draws=self._fact("draws", self._draws),
             packed=self._fact("packed", lambda: plan_records.keep(self.host, [torch.uint8])),
             some_empty=self._fact("some empty", self._some_empty),
@@ -190,6 +191,12 @@ class Plan:
         packed = functools.partial(maps.packed, self.host, counts, sizes)
         return self._fact((name, counts), lambda: upload.uploaded(packed(), self.key.device))
 
+    def _shapes(self, needs: Needs) -> torch.Tensor:
+        if needs.shapes is None:
+            return self.records[:0]
+        described = functools.partial(maps.described, self.host, needs.shapes)
+        return self._fact("shapes", lambda: upload.uploaded(described(), self.key.device))
+
     def _fact(self, key: Hashable, find: Any) -> Any:
         """Return ``find()``, kept until shapes or dtypes change."""
         if key not in self._derived:
@@ -237,13 +244,3 @@ class Plan:
         elif not torch.equal(records, self.host):
             upload.upload_(self.records, records)
         self.host = records
-
-
-def _value(given: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:
-    if given is None:
-        return otherwise
-    return given.to(device=otherwise.device, dtype=torch.float32).contiguous()
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >= 1 << 31 else word

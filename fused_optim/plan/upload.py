@@ -98,3 +98,15 @@ def constant(value: float, device: torch.device) -> torch.Tensor:
 @functools.cache
 def _constant(value: float, device: torch.device) -> torch.Tensor:
     return torch.full((1,), value, dtype=torch.float32, device=device)
+
+
+def value(given: torch.Tensor | None, otherwise: torch.Tensor) -> torch.Tensor:
+    """Return an argument as kernels read it: float32 on the device of its stand-in."""
+    if given is None:
+        return otherwise
+    return given.to(device=otherwise.device, dtype=torch.float32).contiguous()
+
+
+def signed(word: int) -> int:
+    """Return the int32 that has the bits of a uint32."""
+    return word - (1 << 32) if word >= 1 << 31 else word
