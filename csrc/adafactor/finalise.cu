@@ -38,18 +38,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ TensorTask task;
   __shared__ ColumnSums columns;
   if (*lines.found_inf != 0.0f) return;
-  ForItems(
-      lines, visits.num_tensors + lines.num_items, scratch, &task,
-      [&](int64_t i) {
-        return i < visits.num_tensors ? visits.tensors[i] : lines.items[i - visits.num_tensors];
-      },
-      [&](const WorkItem& work, int64_t item) {
-        if (item < visits.num_tensors) {
-          Visit({visits.dtype, visits.mode}, task, visits.have_statistics, columns);
-        } else {
-          Finalise(task, work.part);
-        }
-      });
+  const int64_t num_items = visits.num_tensors + lines.num_items;
+  for (int64_t item = BlockIndex(); item < num_items; item += BlockCount()) {
+    const bool visited = item < visits.num_tensors;
+    const WorkItem work = visited ? visits.tensors[item] : lines.items[item - visits.num_tensors];
+    BeginTask(lines, work.tensor, scratch, &task);
+    if (visited) {
+      Visit({visits.dtype, visits.mode}, task, visits.have_statistics, columns);
+    } else {
+      Finalise(task, work.part);
+    }
+  }
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ struct TensorTask : ShapeTables {
   Preparation prepare;
   Draw draw;
   int64_t scratch;  // address of this tensor's part
+  int32_t tensor;
 
   FUSED_DEVICE bool Factored() const { return t.max_exp_avg_sq != 0; }
   // Statistics by column or, of a linear tensor, by element.
@@ -50,27 +51,23 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
     }
   } else if (ThreadIndex() == 5 * kLanes) {
     task->scratch = reinterpret_cast<int64_t>(scratch + LoadEntry(&record->scratch));
+    task->tensor = tensor;
   }
   Barrier();
 }
 
 // Calls run(work, i) for the items of this block, which at(i) loads, with `task` at the item's
-// tensor. The next item is asked for before one is run, and consecutive items of a tensor begin its
-// task once.
+// tensor. Consecutive items of a tensor begin its task once. Which tensor that was lies in shared
+// memory: a register for it, or for the item after this one, makes sm_120 spill.
 template <typename At, typename Run>
 FUSED_DEVICE void ForItems(const LaunchArguments& launch, int64_t count, float* scratch,
                            TensorTask* task, const At& at, const Run& run) {
-  int32_t begun = -1;
-  int64_t item = BlockIndex();
-  WorkItem next = at(item);  // there is no block without an item
 #pragma unroll 1
-  while (item < count) {
-    const WorkItem work = next;
-    if (item + BlockCount() < count) next = at(item + BlockCount());
-    if (work.tensor != begun) BeginTask(launch, work.tensor, scratch, task);
-    begun = work.tensor;
+  for (int64_t item = BlockIndex(); item < count; item += BlockCount()) {
+    const WorkItem work = at(item);
+    const bool begun = item >= BlockCount() && task->tensor == work.tensor;
+    if (!begun) BeginTask(launch, work.tensor, scratch, task);
     run(work, item);
-    item += BlockCount();
   }
 }
 

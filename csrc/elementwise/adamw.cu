@@ -6,7 +6,7 @@ namespace fused_optim {
 namespace {
 
 template <int64_t kDtype, Mode kMode, bool kAmsgrad>
-__global__ void __launch_bounds__(kThreads, kElementwiseBlocks<kDtype>)
+__global__ void __launch_bounds__(kThreads, kElementwiseBlocks)
     AdamWKernel(const LaunchArguments launch) {
   StepChunks<AdamWUpdate<kAmsgrad>, kDtype, kMode>(launch);
 }

@@ -8,8 +8,7 @@
 namespace fused_optim {
 
 // How many blocks have to fit on a processor: the second argument of `__launch_bounds__`.
-template <int64_t kDtype>
-constexpr int kElementwiseBlocks = kDtype == kFloat32 ? 1 : 2;
+constexpr int kElementwiseBlocks = 2;
 
 // Steps elements [first, last) of a tensor one at a time, for any strides and any alignment.
 template <typename Update, int64_t kDtype, Mode kMode>

@@ -6,7 +6,7 @@ namespace fused_optim {
 namespace {
 
 template <int64_t kDtype, Mode kMode>
-__global__ void __launch_bounds__(kThreads, kElementwiseBlocks<kDtype>)
+__global__ void __launch_bounds__(kThreads, kElementwiseBlocks)
     LionKernel(const LaunchArguments launch) {
   StepChunks<LionUpdate, kDtype, kMode>(launch);
 }
