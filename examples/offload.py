@@ -47,6 +47,7 @@ def main() -> None:
         optimizer.zero_grad()
         if rank == 0 and step % 10 == 9:
             print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+    torch.distributed.barrier()  # gloo may abort a process that ends before the others
     torch.distributed.destroy_process_group()
 
 

@@ -50,6 +50,7 @@ def main() -> None:
         everyones = [torch.empty_like(weight) for _ in range(dist.get_world_size())]
         dist.all_gather(everyones, weight.detach())
         assert all(torch.equal(one, weight) for one in everyones)
+    dist.barrier()  # gloo may abort a process that ends before the others
     dist.destroy_process_group()
 
 

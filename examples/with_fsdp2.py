@@ -19,7 +19,6 @@ STEPS, EVERY = 60, 20
 
 
 def main(folder: Path, last: int) -> None:
-    """Train to step `last`, from the newest checkpoint on, and write one now and then."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     mesh = dist.init_device_mesh(device, (dist.get_world_size(),))  # sets this process's GPU, too
@@ -53,6 +52,7 @@ def main(folder: Path, last: int) -> None:
             dcp.save(state(), checkpoint_id=folder / str(step + 1))
             if dist.get_rank() == 0:
                 print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+    dist.barrier()  # gloo may abort a process that ends before the others
     dist.destroy_process_group()
 
 
