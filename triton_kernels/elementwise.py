@@ -176,7 +176,8 @@ def _packed_chunk(record, start, count, first, source, preparation, row, UPDATE:
                   MODE: tl.constexpr):  # fmt: skip
     """Update ``count`` elements whose moments are in 8 bits, a block of 256 at a time.
 
-    In any layout, a block's elements follow each other in the whole tensor.
+    They lie densely, and those of a block follow each other in the whole tensor too, where a layout
+    says from which element on.
     """
     grad_mul, clip_value, clip = preparation
     param, extra = tl.load(record + PARAM), tl.load(record + EXTRA)
@@ -191,14 +192,13 @@ def _packed_chunk(record, start, count, first, source, preparation, row, UPDATE:
         at = start + (offset + index)
         block = (start + offset) // BLOCK_SIZE
         mask = offset + index < count
-        at_p, at_g, at_extra, element = at, at, at, start + offset
+        element = start + offset
         if layout != 0:
-            at_p, at_g, _, _, _, at_extra, _ = strided_offsets(layout, at)
             _, _, _, _, _, _, element = strided_offsets(layout, start + offset)
         draw = ((first + element) // 8 + group, lane, source)
         # Beyond the end, zeros keep the codes of zeros.
-        g = tl.where(mask, load_gradient(grad, grad_tag, at_g, mask, False), 0.0)
-        p = tl.where(mask, decode(param, extra, at_p, at_extra, mask, DTYPE, MODE, False), 0.0)
+        g = tl.where(mask, load_gradient(grad, grad_tag, at, mask, False), 0.0)
+        p = tl.where(mask, decode(param, extra, at, at, mask, DTYPE, MODE, False), 0.0)
         v = load_second(exp_avg_sq, block, index)
         m = load_first(exp_avg, block, index, v)
         h = v
@@ -206,7 +206,7 @@ def _packed_chunk(record, start, count, first, source, preparation, row, UPDATE:
             h = load_second(max_exp_avg_sq, block, index)
         g = prepare(g, grad_mul, clip_value, clip)
         p, m, v, h = UPDATE(p, g, m, v, h, row, MOMENTS)
-        encode(p, param, extra, at_p, at_extra, mask, draw, DTYPE, MODE, False)
+        encode(p, param, extra, at, at, mask, draw, DTYPE, MODE, False)
         v = store_second(v, exp_avg_sq, block, index, draw, EXP_AVG_SQ_STREAM)
         store_first(m, exp_avg, block, index, v, draw, EXP_AVG_STREAM)
         if MOMENTS == 3:

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/eight_bit.cuh"
-#include "cpu/segments.h"
+#include "cpu/runs.h"
 #include "elementwise/run.cuh"
 
 namespace fused_optim {
@@ -55,24 +55,8 @@ FUSED_DEVICE void EncodeFirstBlock(float* values, const float* second, const uin
   std::memcpy(record + kBlockSize, &scale, 4);
 }
 
-// Loads, steps and stores up to 256 elements in any layout, one by one.
-template <typename Update, int64_t kDtype, Mode kMode>
-void StepStrided(const TensorRecord& t, const Scalars<typename Update::Row>& scalars, int64_t index,
-                 int count, float* m, float* v, float* h) {
-  using Params = SegmentParams<kDtype, kMode>;
-  float g[kBlockSize], p[kBlockSize];
-  LoadSegment(t, kGradSlot, t.grad, t.grad_dtype, index, count, g);
-  Params::Load(t, index, count, p);
-  for (int i = 0; i < count; ++i) {
-    g[i] = scalars.prepare(g[i]);
-    Update::Step(scalars.row, RunAt<1>(g + i), RunAt<1>(p + i), RunAt<1>(m + i), RunAt<1>(v + i),
-                 RunAt<1>(h + i));
-  }
-  Params::Store(t, TensorDraw(scalars.draw), index, count, p);
-}
-
-// Up to 256 elements of a tensor, from `index` on, a multiple of 256: one block. The elements of a
-// block follow each other in the whole tensor too, in whatever layout they are.
+// Up to 256 elements of a dense tensor, from `index` on, a multiple of 256: one block. They follow
+// each other in the whole tensor too, where a layout says from which element on.
 template <typename Update, int64_t kDtype, Mode kMode>
 void StepBlock(const TensorRecord& t, const Scalars<typename Update::Row>& scalars,
                const RoundKeys& keys, int64_t index, int count) {
@@ -84,19 +68,15 @@ void StepBlock(const TensorRecord& t, const Scalars<typename Update::Row>& scala
   DecodeSecondBlock(RecordAt(t.exp_avg_sq, index), v);
   DecodeFirstBlock(RecordAt(t.exp_avg, index), v, m);
   if constexpr (Update::kMoments > 2) DecodeSecondBlock(RecordAt(t.max_exp_avg_sq, index), h);
-  if (t.layout != 0) {
-    StepStrided<Update, kDtype, kMode>(t, scalars, index, count, m, v, h);
-  } else {
-    if constexpr (kMode == kStochastic) draw(kOfParam);
-    InRuns(count, [&](auto n, int at) {
-      float g[n], p[n];
-      LoadFloats(t.grad, t.grad_dtype, index + at, g);
-      LoadParams<kDtype, kMode>(t, index + at, p);
-      for (int i = 0; i < n; ++i) g[i] = scalars.prepare(g[i]);
-      Update::Step(scalars.row, g, p, RunAt<n>(m + at), RunAt<n>(v + at), RunAt<n>(h + at));
-      StoreParams<kDtype, kMode>(t, index + at, random + at, p);
-    });
-  }
+  if constexpr (kMode == kStochastic) draw(kOfParam);
+  InRuns(count, [&](auto n, int at) {
+    float g[n], p[n];
+    LoadFloats(t.grad, t.grad_dtype, index + at, g);
+    LoadParams<kDtype, kMode>(t, index + at, p);
+    for (int i = 0; i < n; ++i) g[i] = scalars.prepare(g[i]);
+    Update::Step(scalars.row, g, p, RunAt<n>(m + at), RunAt<n>(v + at), RunAt<n>(h + at));
+    StoreParams<kDtype, kMode>(t, index + at, random + at, p);
+  });
   draw(kOfExpAvgSq);
   EncodeSecondBlock(v, random, RecordAt(t.exp_avg_sq, index));
   if constexpr (Update::kMoments > 2) {

@@ -56,6 +56,12 @@ FUSED_DEVICE void StepChunks(const LaunchArguments& launch) {
   if (*launch.found_inf != 0.0f) return;
   for (int64_t item = BlockIndex(); item < launch.num_items; item += BlockCount()) {
     const WorkItem chunk = launch.items[item];
+    if constexpr (Update::kMoments > 1) {
+      if (launch.records[chunk.tensor].exp_avg_dtype == kEightBit) {
+        StepBlocks<Update, kDtype, kMode>(launch, chunk);
+        continue;
+      }
+    }
     const TensorRecord t = launch.records[chunk.tensor];
     Scalars<Row> scalars;
     scalars.row = static_cast<const Row*>(launch.rows)[t.row];
@@ -63,12 +69,6 @@ FUSED_DEVICE void StepChunks(const LaunchArguments& launch) {
     scalars.draw = DrawOf(launch, t.number, scalars.row.step);
     int64_t first = chunk.part * kChunkSize;
     const int64_t last = first + kChunkSize < t.numel ? first + kChunkSize : t.numel;
-    if constexpr (Update::kMoments > 1) {
-      if (t.exp_avg_dtype == kEightBit) {
-        StepBlocks<Update, kDtype, kMode>(t, scalars, first, last);
-        continue;
-      }
-    }
     if (TakesVectors(t)) first = StepVectors<Update, kDtype, kMode>(t, scalars, first, last);
     StepSingly<Update, kDtype, kMode>(t, scalars, first, last);
   }

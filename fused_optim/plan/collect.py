@@ -161,6 +161,8 @@ def sorted_into_buckets(
         key, backend = kind.key, kind.backend
         if backend != "eager" and not plan_records.fits(entry, key):
             backend = "eager"
+        if backend != "eager" and not plan_records.keeps_blocks(entry):
+            backend = "eager"
         if backend != "eager" and not _exchanges(entry, key, backend):
             backend = "eager"
         if key.capturable and backend == "eager" and key.device.type != "cpu":

@@ -99,6 +99,13 @@ def fits(entry: TensorEntry, key: BucketKey) -> bool:
     )
 
 
+def keeps_blocks(entry: TensorEntry) -> bool:
+    """Return whether the elements of an entry's records, if it has any, lie as those do."""
+    held = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
+    dense = entry.param.is_contiguous() and entry.grad.is_contiguous()
+    return dense or not any(map(is_packed, held))
+
+
 def pack(bucket: Bucket) -> Packed:
     """Return the records of a bucket's entries.
 
