@@ -110,7 +110,7 @@ def test_every_kernel_is_there_for_every_architecture(usage) -> None:
 
 
 SPILLED = 32
-"""Bytes of registers that AdamW's kernels may spill, which hold a block of 8-bit moments as well."""
+"""Bytes of registers that AdamW's kernels may spill: they also hold blocks of 8-bit moments."""
 
 
 def test_no_spills_and_no_local_memory(usage) -> None:
