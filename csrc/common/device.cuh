@@ -162,20 +162,6 @@ FUSED_DEVICE float ShuffleXor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// The largest word of the warp's lanes, in every lane. Every lane must call it.
-FUSED_DEVICE uint32_t WarpMax(uint32_t word) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(0xffffffffu, word);
-#else
-#pragma unroll
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, word, mask);
-    word = other > word ? other : word;
-  }
-  return word;
-#endif
-}
-
 // An address out of a table, as a pointer that the compiler knows to be of global memory.
 template <typename T>
 FUSED_DEVICE T* GlobalPointer(int64_t address) {

@@ -25,6 +25,16 @@ FUSED_DEVICE float LaneSums(float x, float y) {
   return sum;
 }
 
+// The largest word of the warp's lanes, in every lane. Every lane must call it.
+FUSED_DEVICE uint32_t WarpMax(uint32_t word) {
+#pragma unroll
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+    const uint32_t other = FloatBits(ShuffleXor(BitsFloat(word), mask));
+    word = other > word ? other : word;
+  }
+  return word;
+}
+
 // The sum over all threads of the block, in every thread. All of them must call it.
 FUSED_DEVICE float BlockSum(float x) {
   __shared__ float warps[kWarps];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/eight_bit.cuh"
+#include "common/reduce.cuh"
 #include "elementwise/run.cuh"
 
 namespace fused_optim {

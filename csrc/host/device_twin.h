@@ -31,14 +31,6 @@ inline int64_t BlockCount() { return host::BlockCount(); }
 inline void Barrier() { host::Barrier(); }
 inline float ShuffleXor(float value, int mask) { return host::ShuffleXor(value, mask); }
 
-inline uint32_t WarpMax(uint32_t word) {
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
-    const uint32_t other = FloatBits(ShuffleXor(BitsFloat(word), mask));
-    word = other > word ? other : word;
-  }
-  return word;
-}
-
 template <typename T>
 T* GlobalPointer(int64_t address) {
   return reinterpret_cast<T*>(address);
