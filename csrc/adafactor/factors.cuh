@@ -8,8 +8,9 @@ namespace fused_optim {
 // 8 floats from an address that is a multiple of 16 bytes.
 FUSED_DEVICE void LoadRun(const float* from, float (&x)[kRun]) {
   uint32_t words[kRun];
-  LoadWords<4>(reinterpret_cast<const char*>(from), words);
-  LoadWords<4>(reinterpret_cast<const char*>(from + 4), words + 4);
+  const char* at = GlobalPointer<const char>(reinterpret_cast<int64_t>(from));
+  LoadWords<4>(at, words);
+  LoadWords<4>(at + 16, words + 4);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) x[i] = BitsFloat(words[i]);
 }
