@@ -33,6 +33,20 @@ FUSED_DEVICE void LoadRun(const TensorRecord& t, const Place& place, RawRun<N>* 
     raw->h = LoadRaw<N>(t.max_exp_avg_sq, wide_v, place.Offset(kMaxSlot));
 }
 
+// Prefetches what LoadRun will load of a tensor whose elements lie densely.
+template <typename Update, int64_t kDtype, Mode kMode>
+FUSED_DEVICE void PrefetchRun(const TensorRecord& t, int64_t index) {
+  PrefetchRaw(t.grad, t.grad_dtype == kFloat32, index);
+  FixedParams<kDtype, kMode>().Prefetch(t, index);
+  PrefetchRaw(t.exp_avg, t.exp_avg_dtype == kFloat32, index);
+  if constexpr (Update::kMoments > 1) {
+    PrefetchRaw(t.exp_avg_sq, t.exp_avg_sq_dtype == kFloat32, index);
+  }
+  if constexpr (Update::kMoments > 2) {
+    PrefetchRaw(t.max_exp_avg_sq, t.exp_avg_sq_dtype == kFloat32, index);
+  }
+}
+
 // The scalars of one tensor.
 template <typename Row>
 struct Scalars {
