@@ -97,14 +97,12 @@ FUSED_DEVICE void FinaliseTinyMatrices(const TensorTask& task, int32_t tile) {
   const TensorRecord& t = task.t;
   const int rows = static_cast<int>(t.rows);
   const int cols = static_cast<int>(t.cols);
-  const int64_t elements = TileElements(task.shape);
-  const int64_t end = (tile + 1) * elements < t.numel ? (tile + 1) * elements : t.numel;
-  const int64_t last = CeilDiv(end, rows * cols);
+  const MatrixRange matrices = MatricesFrom(task, tile);
   const float k2 = prepare.clip * prepare.clip;
   prepare.clip = 1.0f;
-  int64_t matrix = CeilDiv(tile * elements, rows * cols) + ThreadIndex();
 #pragma unroll 1
-  for (; matrix < last; matrix += kThreads) {
+  for (int64_t matrix = matrices.first + ThreadIndex(); matrix < matrices.last;
+       matrix += kThreads) {
     const int64_t first = matrix * (rows * cols);
     float* r = GlobalPointer<float>(t.exp_avg_sq) + matrix * rows;
     float* c = GlobalPointer<float>(t.max_exp_avg_sq) + matrix * cols;

@@ -32,22 +32,32 @@ FUSED_DEVICE void ForLineSums(const TensorRecord& t, const Preparation& prepare,
   }
 }
 
+// The matrices that begin in a tile, [first, last).
+struct MatrixRange {
+  int64_t first;
+  int64_t last;
+};
+
+FUSED_DEVICE MatrixRange MatricesFrom(const TensorTask& task, int32_t tile) {
+  const TensorRecord& t = task.t;
+  const int64_t elements = TileElements(task.shape);
+  const int64_t end = (tile + 1) * elements < t.numel ? (tile + 1) * elements : t.numel;
+  return {CeilDiv(tile * elements, t.rows * t.cols), CeilDiv(end, t.rows * t.cols)};
+}
+
 // F1, F3 and the mean of F4 of the matrices that begin in a tile, each by one warp.
 FUSED_DEVICE void FinalisePackedMatrices(const TensorTask& task, int32_t tile) {
   Preparation prepare = task.prepare;
   const TensorRecord& t = task.t;
   const int rows = static_cast<int>(t.rows);
   const int cols = static_cast<int>(t.cols);
-  const int64_t elements = TileElements(task.shape);
-  const int64_t end = (tile + 1) * elements < t.numel ? (tile + 1) * elements : t.numel;
-  const int64_t last = CeilDiv(end, rows * cols);
+  const MatrixRange matrices = MatricesFrom(task, tile);
   const float k2 = prepare.clip * prepare.clip;
   const auto global_rows = static_cast<float>(t.global_rows);
   const auto global_cols = static_cast<float>(t.global_cols);
   prepare.clip = 1.0f;
 #pragma unroll 1
-  for (int64_t matrix = CeilDiv(tile * elements, rows * cols) + Warp(); matrix < last;
-       matrix += kWarps) {
+  for (int64_t matrix = matrices.first + Warp(); matrix < matrices.last; matrix += kWarps) {
     const int64_t first = matrix * (rows * cols);
     float* r = GlobalPointer<float>(t.exp_avg_sq) + matrix * rows;
     float* c = GlobalPointer<float>(t.max_exp_avg_sq) + matrix * cols;

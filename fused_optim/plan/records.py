@@ -102,7 +102,8 @@ def fits(entry: TensorEntry, key: BucketKey) -> bool:
 def keeps_blocks(entry: TensorEntry) -> bool:
     """Return whether the elements of an entry's records, if it has any, lie as those do."""
     held = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
-    dense = entry.param.is_contiguous() and entry.grad.is_contiguous()
+    beside = (entry.param, entry.grad, entry.extra)
+    dense = all(tensor is None or tensor.is_contiguous() for tensor in beside)
     return dense or not any(map(is_packed, held))
 
 

@@ -98,6 +98,8 @@ def ensure(
         state["step"] = state_values.step_count(step)
     if any(tensor.repacks(state.get(tensor.key)) for tensor in spec):
         repacking.repack(param, state, spec)
+    # Records are laid out by the elements' order, and what a kernel reads beside them as well.
+    dense = any(tensor.kind == "records" for tensor in spec)
     for tensor in spec:
         value = state.get(tensor.key)
         if value is None:
@@ -111,6 +113,8 @@ def ensure(
         elif value.is_inference() and not torch.is_inference_mode_enabled():
             # A clone may be written to outside of that mode.
             state[tensor.key] = placement.with_part(value, torch.Tensor.clone)
+        elif dense and not geometry.local_of(value).is_contiguous():
+            state[tensor.key] = placement.with_part(value, torch.Tensor.contiguous)
     for key in _MODE_OF_KEY:
         if key in state and not any(tensor.key == key for tensor in spec):
             del state[key]

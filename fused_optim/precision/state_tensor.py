@@ -117,7 +117,9 @@ class StateTensor:
         """
         device, shape = geometry.local_of(param).device, self.shape(param)
         placements = self.placements(param)
-        value = state_values.as_tensor(self.key, value, device, sharded=placements is not None)
+        value = state_values.as_tensor(
+            self.key, value, device, sharded=placements is not None, packed=self.is_moment
+        )
         form = self._form_of(value)
         if form is not self:
             return form.converted(value, param)
@@ -138,6 +140,8 @@ class StateTensor:
             value = value.clone(memory_format=torch.contiguous_format)
         if self.key == "remainder":
             value = state_values.remainder_bits(value)
+        if self.kind == "records":
+            value = value.contiguous()
         return self._placed(value.to(device=device, dtype=self.dtype), param)
 
     def check(self, value: Any, param: torch.Tensor) -> None:
@@ -161,7 +165,11 @@ class StateTensor:
             return
         placements = self.placements(param)
         state_values.check_kind(
-            self.key, value, geometry.local_of(param).device, sharded=placements is not None
+            self.key,
+            value,
+            geometry.local_of(param).device,
+            sharded=placements is not None,
+            packed=self.is_moment,
         )
         if tuple(value.shape) != self.shape(param):
             raise ValueError(

@@ -22,10 +22,12 @@ REMEDY = (
 )
 
 
-def as_tensor(key: str, value: Any, device: torch.device, *, sharded: bool) -> torch.Tensor:
+def as_tensor(
+    key: str, value: Any, device: torch.device, *, sharded: bool, packed: bool
+) -> torch.Tensor:
     """Return a loaded value, for a parameter on ``device``, as a dense tensor of real numbers.
 
-    ``sharded`` says whether it may be a DTensor.
+    ``sharded`` says whether it may be a DTensor, and ``packed`` whether records of 8 bits.
     """
     if not isinstance(value, torch.Tensor):
         try:
@@ -34,11 +36,13 @@ def as_tensor(key: str, value: Any, device: torch.device, *, sharded: bool) -> t
             raise ValueError(
                 f"state {key!r} is {value!r}; it should be a tensor; load a state of this optimizer"
             ) from None
-    check_kind(key, value, device, sharded=sharded)
+    check_kind(key, value, device, sharded=sharded, packed=packed)
     return value
 
 
-def check_kind(key: str, value: torch.Tensor, device: torch.device, *, sharded: bool) -> None:
+def check_kind(
+    key: str, value: torch.Tensor, device: torch.device, *, sharded: bool, packed: bool
+) -> None:
     """Refuse a state tensor that is sharded, sparse, without memory or not of real numbers.
 
     Args:
@@ -46,6 +50,7 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device, *, sharded: 
         value: the tensor.
         device: of its parameter.
         sharded: whether the tensor may be a DTensor, as its parameter is one.
+        packed: whether the state may be kept in 8 bits, as moments are.
     """
     what = None
     local = geometry.local_of(value)
@@ -53,8 +58,10 @@ def check_kind(key: str, value: torch.Tensor, device: torch.device, *, sharded: 
         what = "is a DTensor; load the full state, or the shard that belongs to this parameter"
     elif value.layout is not torch.strided:
         what = f"has layout {value.layout}; load it as a dense tensor, `value.to_dense()`"
-    elif value.dtype not in (*modes.SUPPORTED_DTYPES, torch.uint8) and not (
-        key == "remainder" and value.dtype is torch.int16
+    elif not (
+        value.dtype in modes.SUPPORTED_DTYPES
+        or (packed and modes.is_packed(value))
+        or (key == "remainder" and value.dtype is torch.int16)
     ):
         what = f"is {value.dtype}; it should be of a float dtype"
     elif local.is_meta and device.type != "meta":

@@ -9,24 +9,15 @@ import sys
 from pathlib import Path
 
 import torch
-from processes import needs_gloo
+from processes import needs_gloo, printed_by
 
 ROOT = Path(__file__).parents[2]
 
 
 @needs_gloo
 def test_the_program_learns_on_two_processes(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(ROOT / "examples/offload.py")],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    losses = [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", run.stdout, re.M)]
+    printed = printed_by(ROOT / "examples/offload.py", tmp_path, count=2)
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", printed, re.M)]
     assert len(losses) == 3
     assert losses[2] < losses[0] / 3
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import snippets
 import torch
-from processes import needs_gloo
+from processes import needs_gloo, printed_by
 from snippets import Snippet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,16 +89,7 @@ def together(page: Path) -> list[Snippet]:
 def test_a_page_runs_on_two_processes(page: Path, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
     program.write_text(snippets.program(together(page)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(program)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed_by(program, tmp_path, count=2)
 
 
 def test_no_block_is_overlooked() -> None:

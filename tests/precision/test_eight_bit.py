@@ -18,7 +18,7 @@ from optimizer_table import assert_identical, snapshot
 
 import fused_optim
 from fused_optim import torch_compat
-from fused_optim.precision import eight_bit, modes
+from fused_optim.precision import eight_bit, encoding, modes
 
 SCALES = (1e-38, 1e-30, 1e-20, 1.0, 1e20)
 OCTAVES = (0.0, 2.0, 12.0, 60.0)
@@ -296,6 +296,13 @@ def test_a_gradient_that_is_not_finite_spoils_one_block(make: Make) -> None:
 
 
 def test_check_numerics_reads_it() -> None:
+    fresh = network(torch.float32)
+    unborn = fused_optim.AdamW(fresh.parameters(), state_dtype="int8")
+    for param in fresh.parameters():
+        param.grad = torch.ones_like(param)
+    assert not [one for one in unborn.check_numerics() if one.kind == "overflow"]
+    assert not unborn.state
+
     model = network(torch.float32)
     optimizer = fused_optim.AdamW(model.parameters(), state_dtype="int8")
     for _ in range(2):
@@ -322,3 +329,96 @@ def test_records_of_another_shape_are_refused() -> None:
     saved["state"][0]["exp_avg"] = saved["state"][0]["exp_avg"][:8]
     with pytest.raises(ValueError, match=r"'exp_avg' is in 8 bits and has shape \(8, 260\)"):
         optimizer.load_state_dict(saved)
+
+
+def test_statistics_are_not_taken_for_records() -> None:
+    """Adafactor's row and column means have no form in 8 bits."""
+    param = torch.nn.Parameter(torch.ones(64, 256))
+    optimizer = fused_optim.Adafactor([param], state_dtype="int8")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["exp_avg_sq_row"] = torch.ones(64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"'exp_avg_sq_row' is torch\.uint8"):
+        optimizer.load_state_dict(saved)
+    before = param.detach().clone()
+    optimizer.state[param]["exp_avg_sq_row"] = torch.ones(64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"'exp_avg_sq_row' is torch\.uint8"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+def stepped(
+    backend: str, steps: int = 3, *, transposed: bool = False, mode: str = "split", **options: Any
+) -> tuple[torch.nn.Parameter, Any]:
+    """Return a bfloat16 matrix after some steps, each from a dict that was saved and loaded."""
+    generator = torch.Generator().manual_seed(3)
+    param = torch.nn.Parameter(torch.randn(64, 256, generator=generator).bfloat16())
+    found = None
+    for _ in range(steps):
+        optimizer = fused_optim.AdamW(
+            [param], state_dtype="int8", low_precision=mode, backend=backend, **options
+        )
+        if found is not None:
+            if transposed:
+                state = found["state"][0]
+                for key in ("remainder", "exp_avg", "exp_avg_sq"):
+                    state[key] = state[key].t().contiguous().t()
+            optimizer.load_state_dict(found)
+        param.grad = torch.randn(64, 256, generator=generator).bfloat16()
+        optimizer.step()
+        found = copy.deepcopy(optimizer.state_dict())
+    return param, optimizer
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_loaded_state_may_lie_transposed(backend: str) -> None:
+    plain, optimizer = stepped(backend)
+    param, other = stepped(backend, transposed=True)
+    assert torch.equal(param, plain)
+    assert_identical(snapshot(other), snapshot(optimizer))
+
+
+@pytest.mark.parametrize("mode", ["split", "stochastic"])
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_capturable_step_has_the_same_bits(backend: str, mode: str) -> None:
+    plain, optimizer = stepped(backend, mode=mode)
+    param, other = stepped(backend, mode=mode, capturable=True)
+    assert torch.equal(param, plain)
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(other.state[param][key], optimizer.state[plain][key])
+
+
+@every_make
+def test_scaled_and_overflowed_gradients(make: Make) -> None:
+    """A power of two that is divided out changes no bit, and infinities nothing at all."""
+    plain, scaled = network(torch.float32), network(torch.float32)
+    runs = [(model, make(model.parameters(), state_dtype="int8")) for model in (plain, scaled)]
+    for step in range(3):
+        for model, optimizer in runs:
+            generator = torch.Generator().manual_seed(step)
+            factor = 1.0 if model is plain else 1024.0
+            for param in model.parameters():
+                param.grad = torch.randn(param.shape, generator=generator) * factor
+            if model is scaled:
+                optimizer.grad_scale = torch.tensor(factor)
+                optimizer.found_inf = torch.tensor(0.0)
+            optimizer.step()
+    assert_identical(snapshot(runs[1][1]), snapshot(runs[0][1]))
+    optimizer = runs[1][1]
+    before = copy.deepcopy((snapshot(optimizer), scaled.state_dict()))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    for name, value in scaled.state_dict().items():
+        assert torch.equal(value, before[1][name])
+    for param in scaled.parameters():
+        state = optimizer.state[param]
+        assert all(torch.isfinite(v).all() for v in state.values() if isinstance(v, torch.Tensor))
+
+
+def test_eager_takes_large_tensors_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, optimizer = stepped("eager", mode="stochastic")
+    monkeypatch.setitem(encoding._BLOCK, "cpu", 1024)
+    param, other = stepped("eager", mode="stochastic")
+    assert torch.equal(param, whole)
+    assert_identical(snapshot(other), snapshot(optimizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,24 @@ def results_of(worker: Path, folder: Path, *arguments: str, world_size: int = 2)
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
     return [torch.load(_file(folder, rank), weights_only=True) for rank in range(world_size)]
+
+
+def printed_by(program: Path, folder: Path, *arguments: str, count: int = 0) -> str:
+    """Run a program on the CPU, under torchrun in ``count`` processes, and return what it printed.
+
+    With a count of 0 it runs alone.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    done = subprocess.run(
+        [sys.executable, *launcher[: 5 * bool(count)], str(program), *arguments],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def join() -> tuple[int, list[str]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes import needs_gloo
+from processes import needs_gloo, printed_by
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -22,20 +21,9 @@ TOGETHER = ("offload", "with_ddp", "with_fsdp2")
 
 def run(folder: Path, name: str, *arguments: str, processes: int = 0) -> list[float]:
     """Run an example, alone or in a group of processes; return the losses that it prints."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [
-            *(sys.executable, *(launcher if processes else ())),
-            *(str(ROOT / "examples" / f"{name}.py"), *arguments),
-        ],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [float(loss) for loss in re.findall(r"^\w+ \d+: loss ([\d.]+)", done.stdout, re.M)]
+    program = ROOT / "examples" / f"{name}.py"
+    printed = printed_by(program, folder, *arguments, count=processes)
+    return [float(loss) for loss in re.findall(r"^\w+ \d+: loss ([\d.]+)", printed, re.M)]
 
 
 def assert_learned(losses: list[float]) -> None:
