@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import host_module
 import pytest
+import sanitizers
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
-def library(name: str) -> str:
-    command = [host_module.COMPILER, f"-print-file-name={name}"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-if not os.path.isabs(library("libasan.so")):
+if not sanitizers.available():
     pytest.skip("the compiler has no AddressSanitizer", allow_module_level=True)
 
 
@@ -69,19 +64,4 @@ def test_planted_faults_are_caught(planted: Path, fault: str, complaint: str) ->
 
 def test_kernels_are_clean() -> None:
     module = host_module.path(*host_module.SANITIZE, "-fno-sanitize=vptr")
-    variables = {
-        "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "FUSED_OPTIM_TEST_BACKEND": "cuda",
-        "FUSED_OPTIM_TEST_HOST_MODULE": str(module),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(SUPPORT / "sanitizer_worker.py")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "clean" in done.stderr
+    sanitizers.run_worker(FUSED_OPTIM_TEST_BACKEND="cuda", FUSED_OPTIM_TEST_HOST_MODULE=str(module))

@@ -1,4 +1,6 @@
-"""Runs the CUDA kernels on CPU tensors; test_cuda_sanitizers.py starts it under the sanitizers.
+"""Runs the CUDA and the CPU kernels on CPU tensors; the tests of sanitizers start it under those.
+
+With the path of a `_cpu` library as its argument it runs that, and else the CUDA kernels.
 
 Sizes and shapes end in the middle of vectors, chunks and tiles. Every tensor has a block of memory
 of its own, so that AddressSanitizer sees whatever goes past its end.
@@ -6,6 +8,7 @@ of its own, so that AddressSanitizer sees whatever goes past its end.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import torch
@@ -40,6 +43,7 @@ def parameters(dtype: torch.dtype, strided: bool, shapes=SHAPES) -> list[torch.n
 
 
 def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
+    """Return what two steps of every optimizer make of parameters."""
     torch.manual_seed(0)
     results: list[torch.Tensor] = []
     for make in (
@@ -48,6 +52,7 @@ def run(dtype: torch.dtype, mode: str, strided: bool) -> list[torch.Tensor]:
         lambda p: fused_optim.Lion(p, low_precision=mode, state_dtype=torch.float16),
         lambda p: fused_optim.Adafactor(p, beta1=0.9, low_precision=mode, max_grad_norm=1.0),
         lambda p: fused_optim.Adafactor(p, low_precision=mode),  # one visit for each tensor
+        lambda p: fused_optim.AdamW(p, low_precision=mode, state_dtype="int8"),
     ):
         params = parameters(dtype, strided)
         optimizer = make(params)
@@ -66,7 +71,28 @@ def run_large(dtype: torch.dtype, strided: bool) -> list[torch.Tensor]:
     return [p.detach() for p in params]
 
 
-def main() -> None:
+def on_cpu(library: str) -> None:
+    """Run the CPU kernels of a library, on one thread and on three."""
+    spec = importlib.util.spec_from_file_location("fused_optim._cpu", library)
+    sys.modules["fused_optim._cpu"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for optimizer in (fused_optim.AdamW, fused_optim.Adafactor, fused_optim.Lion):
+        param = torch.nn.Parameter(torch.ones(9))
+        param.grad = torch.ones(9)
+        optimizer([param], backend="cpu").step()  # which raises where it doesn't run
+    for dtype, mode in PAIRS:
+        for strided in (False, True):
+            results = []
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                results.append(run(dtype, mode, strided))
+            assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    for dtype, strided in ((torch.float32, True), (torch.bfloat16, False)):
+        assert all(p.isfinite().all() for p in run_large(dtype, strided))
+
+
+def on_host_module() -> None:
+    """Run the CUDA kernels, with the threads of a block in several orders."""
     from fused_optim.backends.cuda import _C
 
     for dtype, mode in PAIRS:
@@ -87,8 +113,12 @@ def main() -> None:
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     accumulator = GradientAccumulator(torch.float32)
     accumulator([torch.randn(shape) for shape in SHAPES])
+
+
+def main(*library: str) -> None:
+    on_cpu(*library) if library else on_host_module()
     print("clean", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
