@@ -64,6 +64,10 @@ def test_moments_in_8_bits_are_read_and_written_once() -> None:
     assert traffic.rows()[found]["launches"] == 1
     assert per("adamw", state_dtype="uint8", amsgrad=True) == 12 + 3 * MOMENT
     assert per("lion", state_dtype="uint8") is None
+    page = (PAGE.parents[1] / "eight_bit.md").read_text()
+    for dtype, mode in ((BF16, "stochastic"), (BF16, "split"), (FP32, "none")):
+        coded, plain = (per("adamw", dtype, dtype, mode, state) for state in ("uint8", FP32))
+        assert f"{coded:.2f}" in page and f"instead of {plain:g}" in page
 
 
 @pytest.mark.parametrize(
