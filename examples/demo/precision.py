@@ -175,11 +175,12 @@ def train(recipe: Recipe, seed: int, settings: Settings, corpus: Corpus) -> dict
     trained = Trained(recipe, seed, settings, corpus)
     steps, losses = zip(*((s, round(loss, 4)) for s, loss in trained.curve()), strict=True)
     first = trained.optimizer.state[next(trained.stored.parameters())].get("exp_avg")
+    options = getattr(trained.optimizer, "settings", dict)(trained.optimizer.param_groups[0])
     return {
         "name": recipe.name,
         "optimizer": recipe.family,
         "dtype": str(recipe.dtype).removeprefix("torch."),
-        "mode": trained.optimizer.param_groups[0].get("low_precision"),  # None: torch's optimizer
+        "mode": options.get("low_precision"),  # None: torch's optimizer
         "state_dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "seed": seed,
         "bytes_per_parameter": round(trained.bytes_per_parameter(), 2),

@@ -41,6 +41,18 @@ def test_traffic_and_launches(variant) -> None:
     assert counted["bytes_loaded"] + counted["bytes_stored"] == TRAFFIC[variant] * elements
 
 
+def test_moments_in_8_bits_take_part_in_the_launch_of_all_others() -> None:
+    key = key_of(torch.bfloat16, "stochastic")
+    entries = [
+        entry_of(key, (3 * 8192 + 8,), grad=torch.bfloat16, state=state, row=row)
+        for row, state in enumerate(("int8", torch.float32, "int8"))
+    ]
+    extension = host_module.backend()._C
+    extension.take_counters()
+    host_module.kernels().adamw_(bucket_of(key, entries), Launch())
+    assert extension.take_counters()["launches"] == 1
+
+
 @pytest.mark.parametrize("name", UPDATES)
 def test_error_names_the_op(name: str) -> None:
     key, (op,) = key_of(torch.float32, "none", op=name), FAMILIES[name].updates

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import eight_bit_page
@@ -124,6 +125,34 @@ def test_the_page_is_what_was_measured() -> None:
     for name, errors in found.items():
         if name not in ("ours", "bfloat16, stochastic"):
             assert max(errors.values()) > 2 * max(found["ours"].values()), name
+
+
+def test_the_page_shows_the_picture_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over seeds, less float32's, whose runs are a band; and every run has an end."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(eight_bit_page.DEMO)
+    from precision_plot import picture
+
+    place = eight_bit_page.IMAGE.relative_to(eight_bit_page.PAGE.parent)
+    assert f"]({place})" in eight_bit_page.PAGE.read_text()
+    assert eight_bit_page.IMAGE.read_bytes().startswith(b"\x89PNG")
+    assert 10_000 < eight_bit_page.IMAGE.stat().st_size < 150_000
+    results = json.loads(eight_bit_page.CURVES.read_text())
+    means: dict[str, list[float]] = {}
+    for run in results["runs"]:
+        means.setdefault(run["name"], []).append(run["final_loss"])
+    exact = means.pop("AdamW float32")
+    differences, ends = picture(results).axes
+    assert [line.get_ydata()[-1] for line in differences.lines] == pytest.approx(
+        [fmean(losses) - fmean(exact) for losses in means.values()]
+    )
+    assert not any(line.is_dashed() for line in differences.lines)
+    (band,) = differences.collections
+    last = [y for x, y in band.get_paths()[0].vertices if x == results["settings"]["steps"]]
+    span = [edge(exact) - fmean(exact) for edge in (min, max)]
+    assert [min(last), max(last)] == pytest.approx(span)
+    shown = sorted(line.get_xdata()[0] for line in ends.lines)
+    assert shown == sorted(run["final_loss"] for run in results["runs"])
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-10, 1.0, 1e10])

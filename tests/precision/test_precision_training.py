@@ -180,9 +180,8 @@ def test_the_command_draws_what_it_measured(
         assert precision.main([*files]) == 0
     finally:
         torch.set_num_threads(threads)
-    assert [run["name"] for run in json.loads((tmp_path / "c.json").read_text())["runs"]] == [
-        "AdamW split"
-    ]
+    (run,) = json.loads((tmp_path / "c.json").read_text())["runs"]
+    assert (run["name"], run["mode"]) == ("AdamW split", "split")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "c.png").stat().st_size > 10_000
 

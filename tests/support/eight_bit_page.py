@@ -1,7 +1,8 @@
-"""The tables of docs/eight_bit.md: ``python tests/support/eight_bit_page.py [--measure]``.
+"""What docs/eight_bit.md shows: ``python tests/support/eight_bit_page.py [--measure] [--draw]``.
 
 With ``--measure`` it measures codes and bitsandbytes anew, which takes minutes. The table of
-training comes from the results of ``examples/demo/precision.py --recipes 8-bit``.
+training and the picture, which ``--draw`` draws again, come from the results of
+``examples/demo/precision.py --recipes 8-bit``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PAGE = ROOT / "docs" / "eight_bit.md"
 RESULTS = ROOT / "bench" / "results" / "cpu-2core"
 CODE_RESULTS = RESULTS / "eight_bit_codes.json"
 CURVES = RESULTS / "eight_bit_curves.json"
+IMAGE = ROOT / "docs" / "images" / "eight_bit_curves.png"
+DEMO = str(ROOT / "examples" / "demo")
 STEPS, NUMEL = 400, 64 * BLOCK
 Gradients = list[torch.Tensor]
 
@@ -51,7 +54,7 @@ def _sparse_rows() -> Gradients:
 
 def recorded() -> Gradients:
     """Return gradients of the demo's GPT while it trains: some of each of its matrices."""
-    sys.path.insert(0, str(ROOT / "examples" / "demo"))
+    sys.path.insert(0, DEMO)
     import precision as training
     from corpus import load_corpus
 
@@ -190,14 +193,26 @@ def training_table() -> str:
     return pages.markdown(head, rows)
 
 
+def draw() -> None:
+    """Draw the results as ``examples/demo/precision.py`` does where none are missing."""
+    sys.path.insert(0, DEMO)
+    import precision_plot
+
+    precision_plot.draw(json.loads(CURVES.read_text()), IMAGE)
+
+
 TABLES = {"codes": codes_table, "peer": peer_table, "training": training_table}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="measure codes and the peer anew")
-    if parser.parse_args(arguments).measure:
+    parser.add_argument("--draw", action="store_true", help="draw the picture anew")
+    options = parser.parse_args(arguments)
+    if options.measure:
         measure()
+    if options.draw:
+        draw()
     written_pages.rewrite(PAGE, TABLES)
 
 

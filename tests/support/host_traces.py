@@ -14,6 +14,7 @@ import bench_package  # noqa: F401
 import host_module
 import numpy as np
 import torch
+from entries import records_of
 
 from bench.traffic import Kind
 from fused_optim.backends.interface import Bucket, BucketKey, Launch, TensorEntry
@@ -37,6 +38,7 @@ PASSES = {
 }
 """(op, number of the launch in it) to the name of a pass, in the order of a step."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 RESIDENT = 4  # blocks that the host device runs at once, where a test asks for no other number
 
 
@@ -68,9 +70,10 @@ def bucket_of(kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Bucket:
 
 def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
     dtype = getattr(torch, kind.dtype)
+    packed = kind.state_dtype == "uint8"  # moments in 8 bits
     param = torch.randn(shape).to(dtype)
     entry = TensorEntry(param, torch.randn(shape).to(getattr(torch, kind.grad_dtype)))
-    state = getattr(torch, kind.state_dtype or "float32")
+    state = getattr(torch, "float32" if packed else kind.state_dtype or "float32")
     if FAMILIES[kind.op].elementwise:
         entry.exp_avg = torch.zeros(shape, dtype=state)
         entry.exp_avg_sq = torch.rand(shape).to(state) if kind.op == "adamw" else None
@@ -80,6 +83,10 @@ def _entry(kind: Kind, shape: tuple[int, ...]) -> TensorEntry:
         entry.exp_avg_sq = torch.rand(shape[:-1] if kind.factored else shape)
         if kind.factored:
             entry.max_exp_avg_sq = torch.rand(shape[:-2] + shape[-1:])
+    if packed:
+        moments = {name: m for name in MOMENTS if (m := getattr(entry, name)) is not None}
+        for name, records in records_of(moments).items():
+            setattr(entry, name, records)
     extra = extra_state(kind.mode, dtype)
     entry.extra = torch.zeros(shape, dtype=extra[1]) if extra else None
     return entry

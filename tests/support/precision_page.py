@@ -74,6 +74,7 @@ MEMORY_COLUMNS: dict[str, tuple[type, dict[str, Any]]] = {
     "AdamW, float32 moments": (_ADAMW, {}),
     "float16 `exp_avg`": (_ADAMW, {"state_dtype": torch.float16}),
     "bfloat16 moments": (_ADAMW, {"state_dtype": _BF16}),
+    "8-bit moments": (_ADAMW, {"state_dtype": "int8"}),
     "Adafactor": (_ADAFACTOR, {}),
     "`beta1`": (_ADAFACTOR, {"beta1": 0.9}),
     "`beta1`, bfloat16": (_ADAFACTOR, {"beta1": 0.9, "state_dtype": _BF16}),

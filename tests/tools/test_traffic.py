@@ -13,7 +13,9 @@ pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
 import made_up_results as made_up
+import torch
 
+import fused_optim
 from bench import traffic
 from bench.setups import OURS, SETUPS
 from bench.shapes import SHAPES
@@ -22,6 +24,7 @@ from tools.traffic import model
 
 H200 = model.GPUS["H200"]
 BF16, FP32 = "bfloat16", "float32"
+MOMENT = 2 * 260 / 256  # bytes of a moment in 8 bits that is read and written
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "internals" / "traffic_model.md"
 
 
@@ -40,10 +43,31 @@ def per(op: str, *names, clip: bool = False, **flags) -> float | None:
         (BF16, "split", FP32, 26),
         (BF16, "split", BF16, 18),
         (BF16, "stochastic", BF16, 14),
+        (BF16, "stochastic", "uint8", 6 + 2 * MOMENT),
+        (BF16, "split", "uint8", 10 + 2 * MOMENT),
+        (FP32, "none", "uint8", 12 + 2 * MOMENT),
     ],
 )
-def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: int) -> None:
+def test_adamw_moves_what_it_must(dtype, mode: str, state, expected: float) -> None:
     assert per("adamw", dtype, dtype, mode, state) == expected
+
+
+def test_moments_in_8_bits_are_read_and_written_once() -> None:
+    """Both in 2.03 bytes, each way, scales included; a step of them is what was counted."""
+    kept = {"low_precision": "stochastic", "state_dtype": "int8"}
+    param = torch.zeros(64, 64, dtype=torch.bfloat16)
+    found = traffic.kind_of(fused_optim.AdamW([param], **kept), param.dtype)
+    assert found == Kind("adamw", BF16, BF16, "stochastic", "uint8")
+    streams = traffic.passes(found)["step"]
+    for way in (0, 1, 2):  # loaded, stored, touched
+        assert sum(streams[name][way] for name in ("exp_avg", "exp_avg_sq")) == MOMENT < 2.04
+    assert traffic.rows()[found]["launches"] == 1
+    assert per("adamw", state_dtype="uint8", amsgrad=True) == 12 + 3 * MOMENT
+    assert per("lion", state_dtype="uint8") is None
+    page = (PAGE.parents[1] / "eight_bit.md").read_text()
+    for dtype, mode in ((BF16, "stochastic"), (BF16, "split"), (FP32, "none")):
+        coded, plain = (per("adamw", dtype, dtype, mode, state) for state in ("uint8", FP32))
+        assert f"{coded:.2f}" in page and f"instead of {plain:g}" in page
 
 
 @pytest.mark.parametrize(

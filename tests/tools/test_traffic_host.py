@@ -24,15 +24,18 @@ STEP = 2048  # elements that a block touches at once: 8 warps of 256
 KINDS = [
     Kind("adamw"),
     Kind("adamw", "bfloat16", "float32", "split", "bfloat16", amsgrad=True),
+    Kind("adamw", "bfloat16", "bfloat16", "stochastic", "uint8"),
+    Kind("adamw", "float32", "float32", "none", "uint8", amsgrad=True),
     Kind("adafactor", "bfloat16", "bfloat16", "split", None, scale_parameter=True),
     Kind("adafactor", "float16", "float32", "master", "bfloat16", beta1=True),
     Kind("adafactor", "float32", "float32", "none", None, factored=False),
     Kind("adafactor", "bfloat16", "bfloat16", "kahan", None, visited=True),
+    Kind("adafactor", "bfloat16", "bfloat16", "split", None, factored=False, visited=True),
 ]
 AGAIN = "the kernels changed: run `python -m tools.traffic`"
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.op}-{k.dtype}-{k.mode}")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.op}-{k.dtype}-{k.mode}-{k.state_dtype}")
 def test_counting_again_gives_the_committed_row(kind: Kind) -> None:
     found = host_counts.count(kind)
     assert found == {name: traffic.rows()[kind][name] for name in found}, AGAIN

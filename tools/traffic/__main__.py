@@ -1,10 +1,10 @@
 """Counts every byte that the CUDA kernels touch, compiled as C++: ``python -m tools.traffic``."""
 
 import argparse
-import itertools
 import math
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def count(kind: Kind) -> dict[str, Any]:
     tensors = {name: getattr(entry, name) for name in names}
     numel, passes = entry.param.numel(), {}
     for step in steps:
-        found = {n: step.of(t) for n, t in tensors.items() if t is not None and t.numel() == numel}
+        found = {n: step.of(t) for n, t in tensors.items() if t is not None and t.numel() >= numel}
         if moved := {name: _bytes(each) for name, each in found.items() if len(each)}:
             passes[step.name] = moved
     return {"parameters": numel, "launches": len(steps), "passes": passes}
@@ -51,25 +51,28 @@ def count(kind: Kind) -> dict[str, Any]:
 
 def _bytes(found: np.ndarray) -> list[int]:
     table = pd.DataFrame(found)
+    # Lanes of a warp that load from one address at once, as a block's scale, load it together.
+    table["nth"] = table.groupby(["block", "thread", "stores"]).cumcount()
+    table["warp"] = table.thread // 32
+    table = table.drop_duplicates(["block", "warp", "nth", "stores", "address"])
     moved = table.groupby("stores").bytes.sum()
-    # Accesses to one address have one size, except at a tensor's tail: the largest covers them all.
-    touched = table.groupby("address").bytes.max().sum()
+    table = table.sort_values("address")
+    end = (table.address + table.bytes).cummax()  # accesses to one address may differ in size
+    touched = (end - np.maximum(table.address, end.shift(fill_value=0))).sum()
     return [int(n) for n in (moved.get(0, 0), moved.get(1, 0), touched)]
 
 
 def kinds() -> Iterator[Kind]:
     for dtype, modes in MODES.items():
         grads = (dtype, "bfloat16" if dtype == "float32" else "float32")
-        for mode, grad in itertools.product(modes, grads):
-            for state, amsgrad in itertools.product(("float32", "bfloat16"), (False, True)):
+        for mode, grad in product(modes, grads):
+            for state, amsgrad in product(("float32", "bfloat16", "uint8"), (False, True)):
                 yield Kind("adamw", dtype, grad, mode, state, amsgrad)
-                if not amsgrad:
+                if not amsgrad and state != "uint8":
                     yield Kind("lion", dtype, grad, mode, state)
-            for flags in itertools.product((False, True), repeat=4):
-                names = ("scale_parameter", "beta1", "factored", "visited")
-                named = dict(zip(names, flags, strict=True))
-                for state in ("float32", "bfloat16") if named["beta1"] else (None,):
-                    yield Kind("adafactor", dtype, grad, mode, state, **named)
+            for scale, beta1, *where in product((False, True), repeat=4):
+                for state in ("float32", "bfloat16") if beta1 else (None,):
+                    yield Kind("adafactor", dtype, grad, mode, state, False, scale, beta1, *where)
 
 
 def clip_counts() -> dict[str, Any]:
@@ -80,8 +83,7 @@ def clip_counts() -> dict[str, Any]:
         cuda.backend._C.take_counters()
         cuda.grad_square_sums(bucket, Launch())
         counted = cuda.backend._C.take_counters()
-        moved = counted["bytes_loaded"] + counted["bytes_stored"]
-        found[name] = moved / bucket.entries[0].param.numel()
+        found[name] = (counted["bytes_loaded"] + counted["bytes_stored"]) / math.prod(ELEMENTWISE)
     return {"launches": counted["launches"], "bytes_per_parameter": found}
 
 
@@ -94,8 +96,7 @@ def visit_limit() -> int:
     for bits in range(6, 19):
         kind = Kind("adafactor", "bfloat16", "bfloat16", "split", None)
         bucket = bucket_of(kind, [(1 << bits // 2, 1 << bits - bits // 2)])
-        steps = traces(bucket)
-        if any(len(s.of(bucket.entries[0].grad)) for s in steps if s.name != "finalise"):
+        if any(len(s.of(bucket.entries[0].grad)) for s in traces(bucket) if s.name != "finalise"):
             break
         limit = 1 << bits
     return limit
@@ -148,9 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     limit = visit_limit()
     if limit >= math.prod(LARGE):
-        raise RuntimeError(
-            f"tensors of up to {limit} elements are visited once: LARGE = {LARGE} must have more"
-        )
+        raise RuntimeError(f"LARGE = {LARGE} must have more than {limit} elements, visited once")
     data = {
         "passes": list(PASSES.values()),
         "clip": clip_counts(),
