@@ -1,6 +1,7 @@
 """The package as its users get it: what is built, what is in it, and what an import does."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -139,6 +140,7 @@ def test_sdist_has_every_source_file(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         shipped = {str(PurePosixPath(*Path(name).parts[1:])) for name in archive.getnames()}
     expected = {"Makefile", "MANIFEST.in", "constraints.txt", "pyproject.toml", "setup.py"}
+    expected |= {"CHANGELOG.md", "CITATION.cff", "SECURITY.md"}
     for folder in SHIPPED:
         files = (path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES)
         expected |= {path.relative_to(ROOT).as_posix() for path in files}
@@ -156,6 +158,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     triton = (ROOT / "triton_kernels").rglob("*.py")
     modules |= {f"fused_optim/{path.relative_to(ROOT).as_posix()}" for path in triton}
     assert {name for name in names if name.endswith(".py")} == modules
+    assert "fused_optim/py.typed" in names
 
 
 def test_everything_that_is_shipped_carries_the_licence(
@@ -164,12 +167,21 @@ def test_everything_that_is_shipped_carries_the_licence(
     licence = (ROOT / "LICENSE").read_bytes()
     assert licence.split(b"\n")[0].strip() == b"Apache License"
     assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["License-Expression"] == "Apache-2.0"
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/LICENSE")]
         assert archive.read(name) == licence
     with tarfile.open(sdist) as archive:
         [name] = [name for name in archive.getnames() if name.count("/") == 1 and "LICENSE" in name]
         assert archive.extractfile(name).read() == licence
+
+
+def test_pages_beside_the_package_name_its_version() -> None:
+    version = runpy.run_path(ROOT / "fused_optim/_version.py")["__version__"]
+    (latest, *_) = re.findall(r"^## \[(.*?)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert latest[0] == version
+    assert f"version: {version}\ndate-released: {latest[1]}\n" in citation
 
 
 def test_metadata_requires_torch_by_a_floor_only(metadata: Message) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import datetime
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+LETTING_GO_S = 0.25
+"""How long a process waits before it ends, after its last collective.
+
+A thread of gloo lets go of a collective's tensors after the collective has ended, and needs
+Python's lock for that. Where it gets the lock only while Python ends, the thread ends inside a
+destructor, and the process is aborted: "terminate called without an active exception".
+"""
 
 needs_gloo = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -42,9 +52,12 @@ def printed_by(program: Path, folder: Path, *arguments: str, count: int = 0) -> 
 
     With a count of 0 it runs alone.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    launcher = []
+    if count:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        launcher.append(__file__)
     done = subprocess.run(
-        [sys.executable, *launcher[: 5 * bool(count)], str(program), *arguments],
+        [sys.executable, *launcher, str(program), *arguments],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -75,7 +88,15 @@ def finish(result: Any) -> None:
     torch.save(result, _file(folder, rank))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    time.sleep(LETTING_GO_S)
 
 
 def _file(folder: Path, rank: int) -> Path:
     return folder / f"{rank}.pt"
+
+
+if __name__ == "__main__":  # as `printed_by` starts it: a program, then its arguments
+    sys.argv[:] = sys.argv[1:]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    time.sleep(LETTING_GO_S)
