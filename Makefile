@@ -90,9 +90,10 @@ test-all: build ## run all the tests
 	$(PYTEST) $(PLUGINS) -m "" $(TEST_ARGS)
 
 .PHONY: lint
-lint: $(READY) ## check style and formatting
+lint: $(READY) ## check style, formatting and type hints
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy
 	$(if $(CUDA_SOURCES),$(BIN)clang-format --dry-run -Werror $(CUDA_SOURCES))
 
 .PHONY: format

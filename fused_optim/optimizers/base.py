@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar
 
 import torch
 
@@ -31,8 +31,9 @@ from fused_optim.precision.export import Float32Weights
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 # Private to torch, so optional: it keeps torch.compile from tracing into a function.
-_disable_dynamo = getattr(torch, "_disable_dynamo", lambda function: function)
+_disable_dynamo: Callable[[_Function], _Function] = getattr(torch, "_disable_dynamo", lambda f: f)
 
 
 def _nothing() -> None:
@@ -152,8 +153,7 @@ class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.op
         self.fused_unscale = False
         self.grad_norm = None
         self._check_attributes()
-        # They are not in the groups, because torch.distributed.checkpoint insists that a checkpoint
-        # has each key of a group, and a peer's checkpoint has none of these.
+        # Not in the groups: a checkpoint needs each of their keys, and a peer's lacks these.
         self._options = {
             "low_precision": low_precision,
             "state_dtype": state_dtype,
