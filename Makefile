@@ -76,6 +76,13 @@ ifneq ($(VENV),0)
 	"$(PY)" setup.py -q build_ext --inplace
 endif
 
+# Tests read the code of every architecture, and a wheel is for every machine.
+test test-all dist wheel: export FUSED_OPTIM_CUDA_ARCHS ?= all
+
+.PHONY: wheel
+wheel: $(READY) ## build the wheel, with kernels for every GPU, into dist/
+	"$(PY)" -m build --wheel --no-isolation
+
 .PHONY: dist
 dist: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf build/lib

@@ -136,6 +136,40 @@ def versions_in(architectures: str) -> list[tuple[str, bool]]:
     return [(re.sub(r"(?<=\d)[af]$", "", v).replace(".", ""), bool(ptx)) for v, ptx, _ in parts]
 
 
+def gpus_here() -> str:
+    """Return the architectures of this machine's GPUs, as "9.0;12.0"; of none, an empty string."""
+    driver = shutil.which("nvidia-smi")
+    if driver is None:
+        return ""
+    command = [driver, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    found = re.findall(r"^ *(\d+\.\d+) *$", listed.stdout, re.MULTILINE)
+    return ";".join(dict.fromkeys(found)) if listed.returncode == 0 else ""
+
+
+def wanted_architectures() -> tuple[str, bool]:
+    """Return the architectures to build for, and whether somebody named them.
+
+    Those of the environment, else those of the GPUs that are here, as a machine's own kernels take
+    a fifth of the time of all.
+
+    Raises:
+        NotPossible: nothing says which.
+    """
+    asked = os.environ.get("FUSED_OPTIM_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if asked and asked.strip().lower() != "all":
+        return asked, True
+    if asked or request_of("FUSED_OPTIM_CUDA") == "1":
+        return (not asked and gpus_here()) or DEFAULT_ARCHITECTURES, False
+    here = gpus_here()
+    if not here:
+        raise NotPossible(
+            "no GPU is here to build kernels for; FUSED_OPTIM_CUDA_ARCHS=9.0 builds them for "
+            "another machine's, FUSED_OPTIM_CUDA_ARCHS=all for every one"
+        )
+    return here, True
+
+
 def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     """Return the flags that select architectures, and their names for error messages.
 
@@ -144,16 +178,16 @@ def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     Raises:
         NotPossible: the compiler knows none of them.
     """
-    asked = os.environ.get("FUSED_OPTIM_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
-    architectures, known, codes = asked or DEFAULT_ARCHITECTURES, supported_architectures(nvcc), {}
+    architectures, asked = wanted_architectures()
+    known, codes = supported_architectures(nvcc), {}
     for number, ptx in versions_in(architectures):
         if number in known:
             made = ["sm"] * bool(asked or not ptx) + ["compute"] * ptx
             codes |= {f"{kind}_{number}": number for kind in made}
         elif asked:
             print(
-                f"fused_optim: {nvcc} knows no architecture {number!r} of {asked!r}, so no kernels "
-                f"are built for it; it has {sorted(known)}",
+                f"fused_optim: {nvcc} knows no architecture {number!r} of {architectures!r}, so no "
+                f"kernels are built for it; it has {sorted(known)}",
                 file=sys.stderr,
             )
     if not codes:
@@ -253,6 +287,17 @@ def run_ninja(folder: Path) -> None:
         raise NotPossible("it did not compile; the compiler's message is above")
 
 
+def say_how_long(what: str, script: str) -> None:
+    """Print what is about to be compiled, and for how long."""
+    codes = re.findall(r",code=(\w+)", script)
+    of, minutes = f" for {', '.join(codes)}" if codes else "", max(1, round(1.5 * len(codes)))
+    print(
+        f"fused_optim: compiling its {what} extension{of}: about {minutes} min on 2 cores",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 EXTENSIONS = {
     "fused_optim._C": ("CUDA", SOURCES, cuda_script, find_nvcc, ("linux",)),
     "fused_optim._cpu": (
@@ -284,6 +329,7 @@ class BuildKernels(build_ext):
                 or (folder / "build.ninja").read_text() != script
             ):
                 (folder / "build.ninja").write_text(script)
+                say_how_long(what, script)
             run_ninja(folder)
         except NotPossible as reason:
             if request_of(f"FUSED_OPTIM_{what}") == "1":

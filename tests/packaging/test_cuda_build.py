@@ -29,6 +29,7 @@ def run(*command: str | Path, cwd: Path, path: str | None = None, **env: str) ->
     Builds leave the CPU extension out.
     """
     hidden = ("CUDA_HOME", "CUDA_PATH", "PYTHONPATH", "FUSED_OPTIM_CUDA", "TORCH_CUDA_ARCH_LIST")
+    hidden += ("FUSED_OPTIM_CUDA_ARCHS",)
     clean = {name: value for name, value in os.environ.items() if name not in hidden}
     if path is not None:
         clean["PATH"] = path
@@ -87,7 +88,7 @@ def test_it_is_small_enough_for_a_wheel(tmp_path: Path) -> None:
 
 def checkout(to: Path) -> Path:
     """A copy of what a build reads, with a compiler that records how it is called."""
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, to)
     (to / "README.md").write_text("")
     for name in ("csrc", "fused_optim", "triton_kernels"):
@@ -95,8 +96,18 @@ def checkout(to: Path) -> Path:
     return to
 
 
+def fake_driver(folder: Path, *capabilities: str) -> None:
+    """Put a nvidia-smi into a folder that shows GPUs of some compute capabilities, or none."""
+    program = folder / "nvidia-smi"
+    lines = "".join(f"echo {capability}\n" for capability in capabilities) or "exit 9\n"
+    program.write_text(f"#!/bin/sh\n{lines}")
+    program.chmod(0o755)
+
+
 def fake_nvcc(folder: Path, compiles: bool) -> Path:
+    """Put a compiler into a new folder that knows three architectures, and a driver without GPU."""
     folder.mkdir()
+    fake_driver(folder)
     nvcc = folder / "nvcc"
     script = (
         "#!/bin/sh\n"
@@ -145,7 +156,7 @@ def test_a_compiler_that_fails(tmp_path: Path, request_: str, fails: bool) -> No
     nvcc = fake_nvcc(tmp_path / "bin", compiles=False)
     path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
     command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
-    variables = {"FUSED_OPTIM_CUDA": request_, "CXX": str(nvcc)}
+    variables = {"FUSED_OPTIM_CUDA": request_, "CXX": str(nvcc), "FUSED_OPTIM_CUDA_ARCHS": "9.0"}
     status, output = run(*command, cwd=source, path=path, **variables)
     assert (status != 0) == fails, output
     assert "did not compile" in output
@@ -156,7 +167,13 @@ def test_a_compiler_that_fails(tmp_path: Path, request_: str, fails: bool) -> No
     ("variables", "flags"),
     [
         ({}, ["sm_80", "sm_90", "compute_75"]),
+        ({"FUSED_OPTIM_CUDA_ARCHS": "all"}, ["sm_80", "sm_90", "compute_75"]),
+        (
+            {"FUSED_OPTIM_CUDA_ARCHS": "all", "FUSED_OPTIM_CUDA": "auto"},
+            ["sm_80", "sm_90", "compute_75"],
+        ),
         ({"FUSED_OPTIM_CUDA_ARCHS": "9.0"}, ["sm_90"]),
+        ({"FUSED_OPTIM_CUDA_ARCHS": "9.0", "FUSED_OPTIM_CUDA": "auto"}, ["sm_90"]),
         ({"TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}, ["sm_80", "sm_90", "compute_90"]),
         ({"FUSED_OPTIM_CUDA_ARCHS": "8.0", "TORCH_CUDA_ARCH_LIST": "9.0"}, ["sm_80"]),
         ({"TORCH_CUDA_ARCH_LIST": "9.0a 9.0;8.0f+PTX "}, ["sm_90", "sm_80", "compute_80"]),
@@ -185,6 +202,38 @@ def test_architectures(tmp_path: Path, variables: dict[str, str], flags: list[st
 
 
 @pytest.mark.skipif(not find_spec("ninja"), reason="needs the ninja that a build takes first")
+@pytest.mark.parametrize("request_", ["auto", "1"])
+def test_kernels_are_built_for_the_gpus_that_are_here(tmp_path: Path, request_: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    checkout(source)
+    nvcc = fake_nvcc(tmp_path / "bin", compiles=True)
+    fake_driver(nvcc.parent, "9.0", "8.0", "9.0")
+    path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {"FUSED_OPTIM_CUDA": request_, "CXX": str(nvcc)}
+    command = (sys.executable, "setup.py", "build_ext", "--inplace")
+    status, output = run(*command, cwd=source, path=path, **variables)
+    assert status == 0, output
+    assert "compiling its CUDA extension for sm_90, sm_80: about 3 min on 2 cores" in output
+    assert len(list((source / "fused_optim").glob("_C.*.so"))) == 1
+    again = run(*command, cwd=source, path=path, **variables)[1]
+    assert "about 3 min" not in again
+
+
+def test_without_a_gpu_none_are_built_unless_it_is_said_for_which(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    checkout(source)
+    nvcc = fake_nvcc(tmp_path / "bin", compiles=True)
+    path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    command = (sys.executable, "setup.py", "build_ext", "--inplace")
+    status, output = run(*command, cwd=source, path=path, CXX=str(nvcc))
+    assert status == 0, output
+    assert "without its CUDA extension: no GPU is here to build kernels for" in output
+    assert "FUSED_OPTIM_CUDA_ARCHS=all" in output
+    assert not list((source / "fused_optim").glob("_C.*.so"))
+
+
 def test_a_second_build_compiles_nothing(tmp_path: Path) -> None:
     """Even where PATH has another ninja, whose version would distrust the first one's log."""
     source = tmp_path / "source"
