@@ -43,8 +43,8 @@ def _extension() -> ModuleType:
         return module
     if importlib.util.find_spec("fused_optim._C") is None:
         raise ImportError(
-            "this installation of fused_optim has no CUDA kernels; installing it where a GPU and nvcc "
-            "are (on PATH, in CUDA_HOME or from PyPI: nvidia-cuda-nvcc) builds them, and with "
+            "this installation of fused_optim has no CUDA kernels; installing it where a GPU and "
+            "nvcc are (on PATH, in CUDA_HOME or from PyPI: nvidia-cuda-nvcc) builds them, and with "
             "FUSED_OPTIM_CUDA_ARCHS=all it takes no GPU"
         )
     from fused_optim import _C
