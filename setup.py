@@ -341,7 +341,9 @@ class BuildKernels(build_ext):
                 stale.unlink(missing_ok=True)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(output, target)
+        # A process may run the last build: its file is replaced, and not written over.
+        shutil.copyfile(output, target.with_suffix(".new"))
+        os.replace(target.with_suffix(".new"), target)
 
     def get_outputs(self) -> list[str]:
         """Return what was built, which may be nothing."""
