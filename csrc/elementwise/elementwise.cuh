@@ -31,8 +31,9 @@ FUSED_DEVICE int64_t StepVectors(const TensorRecord& t,
   constexpr int N = kDtype == kFloat32 ? 4 : 8;
   constexpr int kRuns = N == 4 && Update::kMoments < 3 ? 2 : 1;  // more would spill registers
   const int runs = static_cast<int>((last - first) / N);
-  // While a warp does math, its next run comes into the cache. On an H200 that gained 5 to 8 % where
-  // moments have 16 bits and 1 to 7 % in float32, and lost 1 to 6 % where only moments are float32.
+  // While a warp does math, its next run comes into the cache. On an H200 that gained 5 to 8 %
+  // where moments have 16 bits and 1 to 7 % in float32, and lost 1 to 6 % where only moments are
+  // float32.
   const bool ahead = kDtype == kFloat32 || t.exp_avg_dtype != kFloat32;
   for (int run = ThreadIndex(); run < runs; run += kRuns * kThreads) {
     RawRun<N> raw[kRuns];
