@@ -29,7 +29,7 @@ FUSED_DEVICE const float* ColumnFactorsOf(const TensorTask& task, const LaneRuns
 
 // [F4] Where a tensor's r are, for the first step's row; how far apart they are, step by step.
 struct RowFactors {
-  const float* first;  // null for unfactored tensors
+  const float* first;  // null for unfactored tensors, and packed ones: a matrix has its own there
   int stride;
 
   FUSED_DEVICE float At(int step) const {
@@ -38,7 +38,7 @@ struct RowFactors {
 };
 
 FUSED_DEVICE RowFactors RowFactorsOf(const TensorTask& task, const LaneRuns& runs) {
-  if (!task.Factored()) return {nullptr, 0};
+  if (!task.Factored() || task.shape.packed) return {nullptr, 0};
   if (runs.linear) return {task.Scratch() + kRowFactor, 0};
   return {task.Scratch() + task.map.row_sums + runs.row, runs.rows_per_step};
 }

@@ -13,7 +13,6 @@ struct TensorTask : ShapeTables {
   Preparation prepare;
   Draw draw;
   int64_t scratch;  // address of this tensor's part
-  int32_t tensor;
 
   FUSED_DEVICE bool Factored() const { return t.max_exp_avg_sq != 0; }
   // Statistics by column or, of a linear tensor, by element.
@@ -51,7 +50,6 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
     }
   } else if (ThreadIndex() == 5 * kLanes) {
     task->scratch = reinterpret_cast<int64_t>(scratch + LoadEntry(&record->scratch));
-    task->tensor = tensor;
   }
   Barrier();
 }
@@ -62,11 +60,12 @@ FUSED_DEVICE void BeginTask(const LaunchArguments& launch, int32_t tensor, float
 template <typename At, typename Run>
 FUSED_DEVICE void ForItems(const LaunchArguments& launch, int64_t count, float* scratch,
                            TensorTask* task, const At& at, const Run& run) {
+  int32_t begun = -1;
 #pragma unroll 1
   for (int64_t item = BlockIndex(); item < count; item += BlockCount()) {
     const WorkItem work = at(item);
-    const bool begun = item >= BlockCount() && task->tensor == work.tensor;
-    if (!begun) BeginTask(launch, work.tensor, scratch, task);
+    if (work.tensor != begun) BeginTask(launch, work.tensor, scratch, task);
+    begun = work.tensor;
     run(work, item);
   }
 }

@@ -162,6 +162,9 @@ FUSED_DEVICE float ShuffleXor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Orders what the lanes of a warp did in memory before it and after. Every lane must call it.
+FUSED_DEVICE void WarpBarrier() { __syncwarp(); }
+
 // An address out of a table, as a pointer that the compiler knows to be of global memory.
 template <typename T>
 FUSED_DEVICE T* GlobalPointer(int64_t address) {

@@ -55,6 +55,7 @@ FUSED_DEVICE void StoreCodes(int64_t records, const LaneRun& run, const Codes& m
   for (int i = 0; i < kLaneRun; ++i) words[i / 4] |= made.codes[i] << (8 * (i % 4));
   StoreWords<1>(record + kLaneRun * run.lane, words);
   StoreWords<1>(record + kLaneRun * run.lane + 4, words + 1);
+  WarpBarrier();  // all lanes have read the scale that one of them replaces
   if (run.lane == 0) StoreWords<1>(record + kBlockSize, &made.scale);
 }
 

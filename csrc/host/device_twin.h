@@ -29,6 +29,7 @@ inline int ThreadIndex() { return host::ThreadIndex(); }
 inline int64_t BlockIndex() { return host::BlockIndex(); }
 inline int64_t BlockCount() { return host::BlockCount(); }
 inline void Barrier() { host::Barrier(); }
+inline void WarpBarrier() { host::ShuffleXor(0.0f, 1); }
 inline float ShuffleXor(float value, int mask) { return host::ShuffleXor(value, mask); }
 
 template <typename T>

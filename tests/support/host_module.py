@@ -109,12 +109,20 @@ def path(*flags: str) -> Path:
     return module
 
 
-@functools.cache
 def backend() -> ModuleType:
-    """The module fused_optim.backends.cuda over the host module; neither is left in sys.modules."""
+    """The module fused_optim.backends.cuda over the host module, or what a variable names instead.
+
+    FUSED_OPTIM_TEST_EXTENSION is the path of another module that acts as `_C`.
+    """
+    return backend_over(Path(os.environ.get("FUSED_OPTIM_TEST_EXTENSION") or path()))
+
+
+@functools.cache
+def backend_over(extension: Path) -> ModuleType:
+    """The module fused_optim.backends.cuda over an extension; neither is left in sys.modules."""
     variables = {
         "FUSED_OPTIM_TEST_BACKEND": "cuda",
-        "FUSED_OPTIM_TEST_HOST_MODULE": str(path()),
+        "FUSED_OPTIM_TEST_HOST_MODULE": str(extension),
     }
     spec = importlib.util.find_spec("fused_optim.backends.cuda")
     module = importlib.util.module_from_spec(spec)
