@@ -47,6 +47,7 @@ const Operation kOperations[] = {
     {"ret", kControl, nullptr},
     {"bar.sync", kControl, nullptr},
     BITS("add", Add),
+    {"add.s16x2", kInteger, Binary<u32, u32, u32, AddHalves>},
     BITS("sub", Subtract),
     BITS("and", And),
     BITS("or", Or),
@@ -160,8 +161,10 @@ const Operation kOperations[] = {
     {"bar.warp.sync", kExchange, WarpBarrier},
     {"redux.max.s32", kExchange, Reduce<Larger>},
     {"redux.min.s32", kExchange, Reduce<Smaller>},
-    {"ldmatrix", kExchange, LoadMatrices},
-    {"stmatrix", kExchange, StoreMatrices},
+    {"ldmatrix", kExchange, Matrices<false, false>},
+    {"ldmatrix.trans", kExchange, Matrices<false, true>},
+    {"stmatrix", kExchange, Matrices<true, false>},
+    {"stmatrix.trans", kExchange, Matrices<true, true>},
 };
 #undef BITS
 #undef SIGNS

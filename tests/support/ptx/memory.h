@@ -3,7 +3,8 @@
 // Two accesses of a granule, one of them a store, are a race: of two threads of a block, where no
 // barrier of the block, or of their warp, lies between them; of two blocks, where no counter orders them. A thread that adds to a
 // counter by release and acquire hands on its own stores, its block's before the last barrier, and
-// all that it has been handed; it is handed what others handed on there before.
+// all that it has been handed; it is handed what others handed on there before. Threads of a block
+// may store one value to one place of shared memory: Triton's reductions do.
 #pragma once
 
 #include <algorithm>
@@ -79,12 +80,13 @@ inline void ReleaseAndAcquire(Machine* machine, Block* block, uint16_t thread, u
   Merge(&counter, block->number, {block->epoch, {thread}});
 }
 
-inline void NoteAccess(const Block& block, uint16_t thread, bool stores, bool shared, Cell* cell,
-                       const Instruction& instruction) {
+// `repeats`: the access stores what is there already.
+inline void NoteAccess(const Block& block, uint16_t thread, bool stores, bool repeats, bool shared,
+                       Cell* cell, const Instruction& instruction) {
   const uint32_t sync = block.warps[thread / kLanes].sync;
   const bool same_write = cell->write_block == block.number && cell->write_epoch == block.epoch;
   const bool write_passed = cell->write_thread / kLanes == thread / kLanes && cell->write_sync < sync;
-  if (same_write && cell->write_thread != thread && !write_passed) {
+  if (same_write && cell->write_thread != thread && !write_passed && !repeats) {
     Fail("a race with a store of thread " + std::to_string(cell->write_thread) +
              " that no barrier orders",
          block, thread, instruction);
@@ -186,9 +188,10 @@ inline Place GlobalPlace(Machine* machine, const Block& block, uint32_t thread, 
           static_cast<int>(last_granule - first) + 1};
 }
 
-// Checks an access and returns where it is.
+// Checks an access and returns where it is. A store's `value` is what it will write, else null.
 inline char* Reach(Machine* machine, Block* block, uint32_t thread, uint32_t space,
-                   uint64_t address, int bytes, bool stores, const Instruction& instruction) {
+                   uint64_t address, int bytes, const char* value, const Instruction& instruction) {
+  const bool stores = value != nullptr;
   bool shared = space == kShared;
   if (space == kGeneric && address >= kSharedWindow) {
     shared = true;
@@ -210,8 +213,9 @@ inline char* Reach(Machine* machine, Block* block, uint32_t thread, uint32_t spa
     }
   }
   if (place.cells != nullptr) {
+    const bool repeats = shared && stores && std::memcmp(place.at, value, bytes) == 0;
     for (int i = 0; i < place.granules; ++i) {
-      NoteAccess(*block, static_cast<uint16_t>(thread), stores, shared, place.cells + i,
+      NoteAccess(*block, static_cast<uint16_t>(thread), stores, repeats, shared, place.cells + i,
                  instruction);
     }
   }

@@ -163,6 +163,7 @@ PTX_FUNCTION2(LessOrEqualOrNan, !(a > b))
 PTX_FUNCTION2(GreaterOrNan, !(a <= b))
 PTX_FUNCTION2(GreaterOrEqualOrNan, !(a < b))
 PTX_FUNCTION2(AndNot, a & ~b)
+PTX_FUNCTION2(AddHalves, ((a + b) & 0xffffu) | (((a >> 16) + (b >> 16)) << 16))
 #undef PTX_FUNCTION
 #undef PTX_FUNCTION2
 
@@ -321,7 +322,7 @@ inline const char* ReachUsed(Machine* machine, Block* block, uint32_t thread, co
   for (uint32_t k = 0; k < access.count; ++k) {
     if (access.unused >> k & 1) continue;
     const uint64_t element = address + k * access.bytes;
-    first = Reach(machine, block, thread, access.space, element, access.bytes, false, i) -
+    first = Reach(machine, block, thread, access.space, element, access.bytes, nullptr, i) -
             k * access.bytes;
   }
   return first;
@@ -341,7 +342,7 @@ inline void Load(Machine& machine, Warp& warp, const Instruction& i, uint32_t la
       const uint32_t thread = warp.index * kLanes + lane;
       const int bytes = access.bytes * access.count;
       if (access.unused == 0) {
-        at = Reach(&machine, warp.block, thread, access.space, address, bytes, false, i);
+        at = Reach(&machine, warp.block, thread, access.space, address, bytes, nullptr, i);
       } else {
         at = ReachUsed(&machine, warp.block, thread, access, address, i);
       }
@@ -359,12 +360,14 @@ inline void Store(Machine& machine, Warp& warp, const Instruction& i, uint32_t l
   ForLanes(lanes, [&](int lane) {
     const uint64_t address = AddressOf(machine, warp, i, access.space, lane);
     const uint32_t thread = warp.index * kLanes + lane;
-    char* at = Reach(&machine, warp.block, thread, access.space, address,
-                     access.bytes * access.count, true, i);
+    char values[16];
     for (uint32_t k = 0; k < access.count; ++k) {
       const char* value = Row<char>(machine, warp, i.to[k]) + lane * access.row_bytes;
-      std::memcpy(at + k * access.bytes, value, access.bytes);
+      std::memcpy(values + k * access.bytes, value, access.bytes);
     }
+    const int bytes = access.bytes * access.count;
+    char* at = Reach(&machine, warp.block, thread, access.space, address, bytes, values, i);
+    std::memcpy(at, values, bytes);
   });
 }
 
@@ -431,35 +434,27 @@ void Reduce(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
   std::fill_n(Row<int32_t>(warp, i.to[0]), kLanes, result);
 }
 
-// 8 x 8 matrices of 16 bits. Lane 8 k + r has the address of row r of the k-th; lane n holds
-// elements 2 (n % 4) and the next of row n / 4.
-inline void Matrices(Machine& machine, Warp& warp, const Instruction& i, bool stores) {
-  const int count = AccessOf(i).count;
-  for (int k = 0; k < count; ++k) {
-    for (int row = 0; row < 8; ++row) {
-      const int owner = 8 * k + row;
-      const uint64_t address = AddressOf(machine, warp, i, kShared, owner);
-      if (address % 16 != 0) {
-        Fail("a row of a matrix that is not aligned", *warp.block, owner, i);
-      }
-      for (int pair = 0; pair < 4; ++pair) {
-        const int lane = 4 * row + pair;
-        char* at = Reach(&machine, warp.block, warp.index * kLanes + lane, kShared,
-                         address + 4 * pair, 4, stores, i);
-        if (stores) {
-          std::memcpy(at, Row<uint32_t>(machine, warp, i.to[k]) + lane, 4);
-        } else {
-          std::memcpy(Row<uint32_t>(warp, i.to[k]) + lane, at, 4);
-        }
+// 8 x 8 matrices of 16 bits, as many as the detail says. Lane 8 k + r has the address of row r of
+// the k-th. Lane n holds the elements of row n / 4 in columns 2 (n % 4) and the next; of a
+// transposed matrix those of column n / 4 in rows 2 (n % 4) and the next.
+template <bool kStores, bool kTransposed>
+void Matrices(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
+  for (int k = 0; k < i.detail; ++k) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int half = 0; half < 2; ++half) {
+        const int pair = 2 * (lane % 4) + half;
+        const int row = kTransposed ? pair : lane / 4;
+        const int column = kTransposed ? lane / 4 : pair;
+        const uint32_t thread = warp.index * kLanes + lane;
+        const uint64_t first = AddressOf(machine, warp, i, kShared, 8 * k + row);
+        if (first % 16 != 0) Fail("a row of a matrix that is not aligned", *warp.block, thread, i);
+        auto* value = reinterpret_cast<char*>(Row<uint32_t>(warp, i.to[k]) + lane) + 2 * half;
+        char* at = Reach(&machine, warp.block, thread, kShared, first + 2 * column, 2,
+                         kStores ? value : nullptr, i);
+        std::memcpy(kStores ? at : value, kStores ? value : at, 2);
       }
     }
   }
-}
-inline void LoadMatrices(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  Matrices(machine, warp, i, false);
-}
-inline void StoreMatrices(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  Matrices(machine, warp, i, true);
 }
 
 }  // namespace ptx

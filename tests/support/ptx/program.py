@@ -15,7 +15,7 @@ import numpy as np
 
 LANES = 32
 WIDTHS = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4}
-WIDTHS |= {"u32": 4, "s32": 4, "f32": 4, "f16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8}
+WIDTHS |= {"u32": 4, "s32": 4, "f32": 4, "f16x2": 4, "s16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8}
 SPECIALS = ("%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x")
 SPACES = {"param": 0, "global": 1, "shared": 2, "": 3}
 IGNORED = re.compile(r'^[ \t]*(?://|\.(?:loc|file)\b|\.pragma "nounroll").*$', re.M)
@@ -236,6 +236,11 @@ class _Assembler:
         else:
             self._plain(name, parts, operands)
 
+    def _only(self, parts: list[str], *known: str) -> None:
+        """Refuse a modifier that would change what an instruction does."""
+        if unknown := [part for part in parts if part not in known and part not in WIDTHS]:
+            raise UnknownInstruction(f"line {self.line}: .{unknown[0]}: {self.lines[self.line]}")
+
     # Operands -------------------------------------------------------------------------------
 
     def _row(self, name: str, width: int | None = None) -> tuple[int, int]:
@@ -320,7 +325,7 @@ class _Assembler:
         unsigned = {"add", "sub", "and", "or", "xor", "not", "neg", "shl", "selp"}
         low = name in ("mul", "mad") and parts[0] == "lo"
         equal = name == "setp" and parts[0] in ("eq", "ne")
-        if kind[0] in "us" and (name in unsigned or low or equal) or name == "selp":
+        if kind[0] in "us" and "x" not in kind and (name in unsigned or low or equal) or name == "selp":
             parts[-1] = f"b{8 * width}"
         if name == "not" and kind == "pred":
             name, sources, widths = "andnot", ["1", *sources], [0, 0]
@@ -331,6 +336,7 @@ class _Assembler:
         self._emit(".".join((name, *parts)), [place], places)
 
     def _cvt(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts, "rn", "rzi")
         to, source = (part for part in parts if part in WIDTHS)
         rounded = ["rzi"] if "rzi" in parts else []
         integers = to[0] in "us" and source[0] in "us"
@@ -357,6 +363,7 @@ class _Assembler:
         return place
 
     def _mov(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts)
         kind, (to, source) = parts[-1], operands
         width = WIDTHS[kind]
         if to.startswith("{"):
@@ -372,6 +379,7 @@ class _Assembler:
             self._emit(f"mov.b{8 * width}", [self._row(to)[0]], [self._source(source, width)])
 
     def _cvta(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts, "to", "global", "shared")
         to, source = self._row(operands[0])[0], self._source(operands[1], 8)
         if "shared" not in parts:
             self._emit("mov.b64", [to], [source])
@@ -392,8 +400,7 @@ class _Assembler:
 
     def _transfer(self, name: str, parts: list[str], values: str, address: str) -> None:
         space = next((part for part in parts if part in ("global", "shared", "param")), "")
-        if "local" in parts:
-            raise UnknownInstruction(f"line {self.line}: local memory")
+        self._only(parts, "global", "shared", "param", "nc", "cg", "v2", "v4")
         kind, registers = parts[-1], _vector(values)
         if space == "param" and not (name == "ld" and self._is_entry_parameter(address)):
             self._handed(name, kind, registers, address)
@@ -447,13 +454,14 @@ class _Assembler:
             self._emit(f"mov.b{8 * wide}", [target], [place])
 
     def _prefetch(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts, "global", "L2")
         place, number = self._address(operands[0], "global")
         self._emit("prefetch", (), [place], immediate=number)
 
     def _atom(self, parts: list[str], operands: list[str]) -> None:
-        if parts[0] != "add" or parts[-1] != "u32" and parts[-2:] != ["add", "u32"]:
-            if not ("add" in parts and parts[-1] == "u32" and "global" in parts):
-                raise UnknownInstruction(f"line {self.line}: atom.{'.'.join(parts)}")
+        self._only(parts, "add", "acq_rel", "relaxed", "gpu", "global")
+        if "global" not in parts or "add" not in parts or parts[-1] != "u32":
+            raise UnknownInstruction(f"line {self.line}: {self.lines[self.line]}")
         place, number = self._address(operands[1], "global")
         to = [] if operands[0] == "_" else [self._row(operands[0])[0]]
         value = self._source(operands[2], 4)
@@ -480,24 +488,28 @@ class _Assembler:
         self._emit("bar.sync")
 
     def _shfl(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts, "sync", "bfly")
         to = operands[0].partition("|")[0]
         sources = [self._source(each, 4) for each in operands[1:]]
         self._emit(f"shfl.{parts[1]}", [self._row(to)[0]], sources)
 
     def _redux(self, parts: list[str], operands: list[str]) -> None:
+        self._only(parts, "sync", "min", "max")
         sources = [self._source(each, 4) for each in operands[1:]]
         self._emit(f"redux.{parts[1]}.{parts[2]}", [self._row(operands[0])[0]], sources)
 
-    def _matrices(self, name: str, values: str, address: str) -> None:
+    def _matrices(self, name: str, parts: list[str], values: str, address: str) -> None:
+        self._only(parts, "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared")
         place, number = self._address(address, "shared")
         to = [self._row(each)[0] for each in _vector(values)]
-        self._emit(name, to, [place], immediate=number, detail=4 | len(to) << 8 | 2 << 21)
+        name += ".trans" * ("trans" in parts)
+        self._emit(name, to, [place], immediate=number, detail=len(to))
 
     def _ldmatrix(self, parts: list[str], operands: list[str]) -> None:
-        self._matrices("ldmatrix", operands[0], operands[1])
+        self._matrices("ldmatrix", parts, operands[0], operands[1])
 
     def _stmatrix(self, parts: list[str], operands: list[str]) -> None:
-        self._matrices("stmatrix", operands[1], operands[0])
+        self._matrices("stmatrix", parts, operands[1], operands[0])
 
     def _call(self, parts: list[str], operands: list[str]) -> None:
         returned, name, handed = CALL.match(", ".join(operands)).groups()

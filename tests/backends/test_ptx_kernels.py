@@ -1,0 +1,267 @@
+"""Kernels as their compilers made them, executed on a CPU: bits, memory, races, planted faults.
+
+nvcc's PTX of csrc/ for an H100, and Triton's. What runs here is a part; `test_whole_tables` runs
+every test of the parity tables that way.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import host_module
+import pytest
+import torch
+from cases import ADAFACTOR
+from entries import (
+    DTYPES,
+    STATE_DTYPES,
+    VARIANTS,
+    assert_stored,
+    bucket_of,
+    copied,
+    entry_of,
+    key_of,
+    reference_of,
+)
+from prepared import OnBuckets
+from ptx import nvcc
+from ptx.machine import PtxFault, Schedule
+from stored import bits
+
+from fused_optim.backends import dispatch
+from fused_optim.backends.interface import Launch
+
+nvcc.find_nvcc()
+TESTS = Path(__file__).parents[1]
+CUDA_MODULE = TESTS / "support/ptx/cuda_module.py"
+SHAPES = [(40, 300), (130, 264), (5, 7), (4, 3, 3, 3), (90, 2, 3), (3000,), (64, 520), (12, 16, 16)]
+SHAPES += [(70_000,), (1,), (3, 1), (4, 72, 65)]
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The stand-in for `_C`, its settings as they were afterwards."""
+    monkeypatch.setenv(dispatch.TEST_VARIABLE, "eager,cuda")
+    found = host_module.backend_over(CUDA_MODULE)._C
+    monkeypatch.setattr(found, "schedule", Schedule())
+    monkeypatch.setattr(found, "architecture", found.architecture)
+    monkeypatch.setattr(found, "edit", found.edit)
+    yield found
+    found.executed.clear()
+
+
+def some_bucket(name: str, dtype: torch.dtype, mode: str, *, amsgrad: bool = False):
+    key = key_of(dtype, mode, amsgrad, name)
+    storages = [(grad, state) for grad in DTYPES for state in STATE_DTYPES]
+    entries = [
+        entry_of(key, (9,), grad=grad, state=state, number=number, row=number % 3)
+        for number, (grad, state) in enumerate(storages)
+    ]
+    for number, size in enumerate((0, 1, 8, 1037, 8192 + 2053), 90):
+        state = STATE_DTYPES[number % 3]
+        entries.append(entry_of(key, (size,), grad=dtype, state=state, number=number))
+    return bucket_of(key, entries)
+
+
+@pytest.mark.parametrize("architecture", nvcc.ARCHITECTURES)
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+@pytest.mark.parametrize(
+    ("dtype", "mode"), VARIANTS, ids=lambda value: str(value).removeprefix("torch.")
+)
+def test_elementwise_bits(extension, architecture: str, name: str, dtype, mode: str) -> None:
+    extension.architecture = architecture
+    extension.schedule = Schedule(seed=5, slice=50)
+    bucket, launch = some_bucket(name, dtype, mode), Launch(seed=0x123456789ABCDEF0)
+    wanted = [reference_of(bucket, copied(entry), launch) for entry in bucket.entries]
+    getattr(OnBuckets(host_module.backend_over(CUDA_MODULE)), f"{name}_")(bucket, launch)
+    for entry, stored in zip(bucket.entries, wanted, strict=True):
+        assert_stored(entry, stored, f"{bucket.key} {tuple(entry.param.shape)}")
+
+
+def steps(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, make: Any, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """Take two steps on a backend; returns parameters and state."""
+    monkeypatch.setitem(sys.modules, "fused_optim.backends.cuda", backend)
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    optimizer = make(params)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    state = [t for p in params for t in optimizer.state[p].values() if torch.is_tensor(t)]
+    return [p.detach() for p in params] + state
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(
+    ("number", "dtype", "norm"),
+    [
+        (0, torch.float32, None),
+        (3, torch.bfloat16, None),
+        (3, torch.bfloat16, 1.0),
+        (1, torch.float16, None),
+    ],
+)
+def test_adafactor_bits(monkeypatch, extension, number, dtype, norm, seed) -> None:
+    """Those of csrc/ compiled for the host, whatever the order of blocks and warps."""
+
+    def make(params):
+        return ADAFACTOR[number].make(params, "cuda", max_grad_norm=norm)
+
+    expected = steps(monkeypatch, host_module.backend(), make, dtype)
+    extension.schedule = Schedule(seed=seed, slice=100 if seed else 0)
+    actual = steps(monkeypatch, host_module.backend_over(CUDA_MODULE), make, dtype)
+    for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert (bits(a) == bits(b)).all(), number
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 40])
+def test_any_number_of_blocks(monkeypatch, extension, blocks: int) -> None:
+    monkeypatch.setattr(extension, "grid", blocks)
+    expected = steps(monkeypatch, host_module.backend(), ADAFACTOR_DEFAULT, torch.bfloat16)
+    extension.schedule = Schedule(seed=blocks, slice=200, resident=blocks)
+    over = host_module.backend_over(CUDA_MODULE)
+    actual = steps(monkeypatch, over, ADAFACTOR_DEFAULT, torch.bfloat16)
+    assert all((bits(a) == bits(b)).all() for a, b in zip(actual, expected, strict=True))
+
+
+def ADAFACTOR_DEFAULT(params):  # noqa: N802
+    return ADAFACTOR[0].make(params, "cuda")
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.uint8], ids=["norm", "8-bit"])
+def test_clipping_and_8_bit_moments(monkeypatch, extension, state) -> None:
+    from fused_optim import AdamW
+
+    def make(params):
+        kind = "int8" if state is torch.uint8 else None
+        return AdamW(params, backend="cuda", max_grad_norm=1.0, state_dtype=kind)
+
+    expected = steps(monkeypatch, host_module.backend(), make, torch.bfloat16)
+    actual = steps(
+        monkeypatch, host_module.backend_over(CUDA_MODULE), make, torch.bfloat16
+    )
+    assert all((bits(a) == bits(b)).all() for a, b in zip(actual, expected, strict=True))
+
+
+# Each takes something out of a kernel's PTX, as a slip in the source would.
+
+
+def without(pattern: str, source: str, *, number: int = 0, by: str = ""):
+    """Return an edit that replaces one place of a source's PTX."""
+
+    def edit(name: str, text: str) -> str:
+        if name != source:
+            return text
+        places = list(re.finditer(pattern, text, re.M))
+        assert len(places) > number, (pattern, len(places))
+        place = places[number]
+        return text[: place.start()] + place.expand(by) + text[place.end() :]
+
+    return edit
+
+
+BARRIER = r"^\s*bar\.sync\s+0;$"
+FAULTS = {
+    "barrier of statistics": (BARRIER, "adafactor/statistics", "StatisticsKernel", r""),
+    "barrier of update sums": (BARRIER, "adafactor/update_sums", "UpdateSumsKernel", r""),
+    "barrier of finalise": (BARRIER, "adafactor/finalise", "FinaliseKernel", r""),
+    "order of the counter": (
+        r"atom\.add\.acq_rel",
+        "adafactor/update_sums",
+        "UpdateSumsKernel",
+        "atom.add.relaxed",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_missing_barrier_or_order_is_found(monkeypatch, extension, fault: str) -> None:
+    """Each barrier of the kernel in turn; those of an entry that is not run are left out."""
+    pattern, source, kernel, by = FAULTS[fault]
+    text = nvcc.modules(extension.architecture)[source]
+    begin = text.index(kernel, text.rindex(".entry", 0, text.rindex(kernel)))
+    assert begin >= 0
+    count = len(re.findall(pattern, text, re.M))
+    found = tried = 0
+    chosen = range(count) if count < 8 else range(0, count, math.ceil(count / 8))
+    for number in chosen:
+        extension.edit = without(pattern, source, number=number, by=by)
+        extension.schedule = Schedule(seed=number + 1, slice=30)
+        tried += 1
+        try:
+            over = host_module.backend_over(CUDA_MODULE)
+            steps(monkeypatch, over, ADAFACTOR_DEFAULT, torch.float32)
+        except PtxFault as error:
+            found += "a race" in str(error) or "nothing has written" in str(error)
+    print(fault, tried, found)
+    assert found >= 1
+
+
+def test_a_missing_mask_is_found(extension) -> None:
+    """The guard of the last elements: a branch around them that is never taken."""
+    bucket = some_bucket("adamw", torch.float32, "none")
+    ops = OnBuckets(host_module.backend_over(CUDA_MODULE))
+    ops.adamw_(bucket, Launch())
+    text = nvcc.modules(extension.architecture)["elementwise/adamw"]
+    kernel = text[text.index("AdamWKernelILl0ELNS_4ModeE0ELb0E") :]
+    branches = re.findall(r"^\s*@%p\d+ bra", kernel[: kernel.index("\n}\n")], re.M)
+    found = 0
+    for number in range(0, len(branches), max(1, len(branches) // 12)):
+
+        def edit(name: str, text: str, number: int = number) -> str:
+            if name != "elementwise/adamw":
+                return text
+            begin = text.index("AdamWKernelILl0ELNS_4ModeE0ELb0E")
+            places = list(re.finditer(r"^\s*@(%p\d+) bra", text[begin:], re.M))
+            place = places[number]
+            at = begin + place.start()
+            return text[:at] + f"\n\t@!{place[1]} bra" + text[begin + place.end() :]
+
+        extension.edit = edit
+        extension.schedule = Schedule(limit=3_000_000)
+        bucket = some_bucket("adamw", torch.float32, "none")
+        try:
+            ops.adamw_(bucket, Launch())
+        except PtxFault:
+            found += 1
+    assert found >= 3
+
+
+def run_tests(*arguments: str, **variables: str) -> str:
+    """Run tests in a process of their own; returns what pytest printed."""
+    path = os.pathsep.join((*filter(None, sys.path), str(TESTS / "support")))
+    command = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"
+    options = ("-q", "-p", "no:cacheprovider", "-n0", *arguments)
+    run = subprocess.run(
+        [sys.executable, "-c", command, *options],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": path, **variables},
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    return run.stdout
+
+
+TRITON = ("-p", "ptx.triton_plugin", "-k")
+
+
+def test_triton_bits() -> None:
+    """Compiled for an H100: the same tests as run under Triton's interpreter, a few of them."""
+    pytest.importorskip("triton.backends.nvidia")
+    chosen = "(every_kernel_in_every_storage and triton and not amsgrad)"
+    chosen += " and (bfloat16-split or bfloat16-stochastic or float32-none)"
+    printed = run_tests(
+        "tests/backends/test_elementwise_bits.py", *TRITON, chosen, TRITON_INTERPRET="0"
+    )
+    assert re.search(r"\b6 passed", printed), printed
