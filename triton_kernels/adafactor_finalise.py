@@ -56,6 +56,17 @@ def advance(old, total, count, scalars):
 
 
 @triton.jit
+def _old(ptr, mask):
+    """Load what the program will replace.
+
+    Where there are fewer values than threads, several load each: none may come after the store.
+    """
+    old = tl.load(ptr) if mask is None else tl.load(ptr, mask=mask, other=0.0)
+    tl.debug_barrier()
+    return old
+
+
+@triton.jit
 def _fold(part_ptr, stride, count, index, mask, PARTS: tl.constexpr):
     """Return the sums of ``count`` parts that lie ``stride`` apart, at each index."""
     total = tl.zeros([ROW_BLOCK], tl.float32)
@@ -81,7 +92,7 @@ def _statistics_block(state, part_ptr, block, per_matrix, length, pieces, diviso
     index = matrix * length + at
     total = _fold(part_ptr, batch * length, pieces, index, mask, PARTS)
     ptr = state.to(tl.pointer_type(tl.float32)) + index
-    new = advance(tl.load(ptr, mask=mask, other=0.0), total, divisor, scalars)
+    new = advance(_old(ptr, mask), total, divisor, scalars)
     tl.store(ptr, new, mask=mask)
     return tl.sum(tl.where(mask, new, 0.0))
 
@@ -156,7 +167,7 @@ def finalise_kernel(records, rows, tiles, num_tiles, grad_scale, found_inf, clip
         if (block == 0) & (col_state != 0):
             ptr = row_state.to(tl.pointer_type(tl.float32))
             divisor = tl.load(record + GLOBAL_COLS)
-            tl.store(ptr, advance(tl.load(ptr), tl.load(header + G_SUM), divisor, scalars))
+            tl.store(ptr, advance(_old(ptr, None), tl.load(header + G_SUM), divisor, scalars))
     elif block < row_blocks:
         length, per_matrix, parted = num_rows, row_blocks // batch, batch
         if kind != MATRIX:  # all rows of all matrices, one after another

@@ -138,7 +138,7 @@ $DONE:
             "a barrier that 7 threads will not reach",
         ),
         (
-            "setp.lt.s32 %p1, %r1, 7; @%p1 bra $X; shfl.sync.bfly.b32 %r3, %r1, 1, 31, -1; $X: ret;",
+            "setp.lt.s32 %p1, %r1, 7; @%p1 bra $X; bar.warp.sync -1; $X: ret;",
             "wait at an exchange",
         ),
         ("shfl.sync.bfly.b32 %r3, %r1, 1, 31, 65535; ret;", "a shuffle of a part of a warp"),
@@ -211,7 +211,9 @@ def test_a_counter_orders_two_blocks(seed: int) -> None:
     ordered = HAND_OVER.format(barrier="bar.sync 0;", order="acq_rel")
     out = run(ordered, blocks=2, threads=64, seed=seed, slice=3)
     assert out[0] == 2
-    assert (out[128:192] == 7).all() or not out[128:192].any()  # as the first block came first or last
+    assert (out[128:192] == 7).all() or not out[
+        128:192
+    ].any()  # as the first block came first or last
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """A stand-in for `fused_optim._C` that executes nvcc's PTX of csrc/ on this CPU.
 
-FUSED_OPTIM_TEST_BACKEND=cuda and FUSED_OPTIM_TEST_HOST_MODULE=<this file> have a process's `cuda`
-backend use it; host_module.backend_over(this file) is one within a process. The host's part of the ops,
-how much work there is and where sums lie, is the host module's.
+FUSED_OPTIM_TEST_EXTENSION=<this file> has a run of the tests use it, for the architecture that
+FUSED_OPTIM_TEST_PTX names; host_module.backend_over(this file) is a backend on top of it. The
+host's part of the ops, how much work there is and where sums lie, is the host module's.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import host_module
+
 from ptx import machine, nvcc, regions
 from ptx.program import Module, Program
-
 
 _HOST = host_module.backend_over(host_module.path())._C
 for _name in dir(_HOST):

@@ -18,29 +18,33 @@ using u128 = unsigned __int128;
 
 enum Control { kBranch, kReturn, kBarrier };  // the first operations, in this order
 
-#define BITS(OP, FUNCTION)                                          \
-  {OP ".b16", kInteger, Binary<u16, u16, u16, FUNCTION>},           \
-      {OP ".b32", kInteger, Binary<u32, u32, u32, FUNCTION>},       \
-      {OP ".b64", kInteger, Binary<u64, u64, u64, FUNCTION>}
-#define SIGNS(OP, FUNCTION)                                         \
-  {OP ".u16", kInteger, Binary<u16, u16, u16, FUNCTION>},           \
-      {OP ".s16", kInteger, Binary<i16, i16, i16, FUNCTION>},       \
-      {OP ".u32", kInteger, Binary<u32, u32, u32, FUNCTION>},       \
-      {OP ".s32", kInteger, Binary<i32, i32, i32, FUNCTION>},       \
-      {OP ".u64", kInteger, Binary<u64, u64, u64, FUNCTION>},       \
-      {OP ".s64", kInteger, Binary<i64, i64, i64, FUNCTION>}
-#define ORDER(OP, FUNCTION)                                         \
-  {"setp." OP ".u16", kInteger, Compare<u16, FUNCTION>},            \
-      {"setp." OP ".s16", kInteger, Compare<i16, FUNCTION>},        \
-      {"setp." OP ".u32", kInteger, Compare<u32, FUNCTION>},        \
-      {"setp." OP ".s32", kInteger, Compare<i32, FUNCTION>},        \
-      {"setp." OP ".u64", kInteger, Compare<u64, FUNCTION>},        \
-      {"setp." OP ".s64", kInteger, Compare<i64, FUNCTION>},        \
-      {"setp." OP ".f32", kFloat, Compare<float, FUNCTION>}
-#define EQUALITY(OP, FUNCTION)                                      \
-  {"setp." OP ".b16", kInteger, Compare<u16, FUNCTION>},            \
-      {"setp." OP ".b32", kInteger, Compare<u32, FUNCTION>},        \
-      {"setp." OP ".b64", kInteger, Compare<u64, FUNCTION>}
+#define BITS(OP, FUNCTION)                                      \
+  {OP ".b16", kInteger, Binary<u16, u16, u16, FUNCTION>},       \
+      {OP ".b32", kInteger, Binary<u32, u32, u32, FUNCTION>}, { \
+    OP ".b64", kInteger, Binary<u64, u64, u64, FUNCTION>        \
+  }
+#define SIGNS(OP, FUNCTION)                                     \
+  {OP ".u16", kInteger, Binary<u16, u16, u16, FUNCTION>},       \
+      {OP ".s16", kInteger, Binary<i16, i16, i16, FUNCTION>},   \
+      {OP ".u32", kInteger, Binary<u32, u32, u32, FUNCTION>},   \
+      {OP ".s32", kInteger, Binary<i32, i32, i32, FUNCTION>},   \
+      {OP ".u64", kInteger, Binary<u64, u64, u64, FUNCTION>}, { \
+    OP ".s64", kInteger, Binary<i64, i64, i64, FUNCTION>        \
+  }
+#define ORDER(OP, FUNCTION)                                    \
+  {"setp." OP ".u16", kInteger, Compare<u16, FUNCTION>},       \
+      {"setp." OP ".s16", kInteger, Compare<i16, FUNCTION>},   \
+      {"setp." OP ".u32", kInteger, Compare<u32, FUNCTION>},   \
+      {"setp." OP ".s32", kInteger, Compare<i32, FUNCTION>},   \
+      {"setp." OP ".u64", kInteger, Compare<u64, FUNCTION>},   \
+      {"setp." OP ".s64", kInteger, Compare<i64, FUNCTION>}, { \
+    "setp." OP ".f32", kFloat, Compare<float, FUNCTION>        \
+  }
+#define EQUALITY(OP, FUNCTION)                                 \
+  {"setp." OP ".b16", kInteger, Compare<u16, FUNCTION>},       \
+      {"setp." OP ".b32", kInteger, Compare<u32, FUNCTION>}, { \
+    "setp." OP ".b64", kInteger, Compare<u64, FUNCTION>        \
+  }
 
 const Operation kOperations[] = {
     {"bra", kControl, nullptr},
@@ -314,7 +318,8 @@ class Grid {
       MergeGroups(warp);
       progress = true;
       if (executed_ > options.limit) {
-        throw Fault("more than " + std::to_string(options.limit) + " instructions: an endless loop");
+        throw Fault("more than " + std::to_string(options.limit) +
+                    " instructions: an endless loop");
       }
     }
     return progress;
@@ -342,6 +347,7 @@ class Grid {
       }
       --*left;
       ++executed_;
+      ++machine_.executed[group.at];
       ++machine_.counts[operation.kind];
       if (operation.run != nullptr) {
         if (lanes != 0) operation.run(machine_, *warp, i, lanes);
@@ -393,6 +399,7 @@ struct LaunchRequest {
   const Region* regions;
   int64_t region_count;
   Options options;
+  int64_t* executed;
 };
 
 struct LaunchResult {
@@ -422,6 +429,7 @@ extern "C" int ptx_run(const ptx::LaunchRequest* request, ptx::LaunchResult* res
   machine.parameters = request->parameters;
   machine.parameter_bytes = request->parameter_bytes;
   machine.options = request->options;
+  machine.executed = request->executed;
   machine.regions.assign(request->regions, request->regions + request->region_count);
   machine.last_region.assign(request->instructions, -1);
   for (const Region& region : machine.regions) {

@@ -1,7 +1,8 @@
 // What a grid of PTX consists of while it runs: instructions, warps, blocks, memory and faults.
 //
 // A register of a warp is a row: its value in each of the 32 lanes, one after the other, and for a
-// predicate a mask. Lanes of a warp that are at the same instruction form a group, which runs as one.
+// predicate a mask. Lanes of a warp that are at the same instruction form a group, which runs as
+// one.
 #pragma once
 
 #include <cstdint>
@@ -134,6 +135,7 @@ struct Machine {
   std::vector<std::vector<Cell>> cells;  // of each region
   std::vector<int32_t> last_region;      // of each instruction
   std::map<uint64_t, Clock> counters;    // what an atomic's address has released
+  int64_t* executed = nullptr;           // how often, for each instruction
   int64_t counts[kKinds] = {};
   int64_t bytes_loaded = 0, bytes_stored = 0;  // of global memory, but for read-only tables
 };

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import host_module
@@ -65,11 +65,16 @@ class Schedule:
 
 @dataclass
 class Counts:
-    """Executed instructions of warps by kind, and bytes of global memory."""
+    """Executed instructions of warps by kind, and bytes of global memory.
+
+    Attributes:
+        lines: those of the PTX that were executed, with how often.
+    """
 
     instructions: dict[str, int]
     bytes_loaded: int
     bytes_stored: int
+    lines: dict[int, int] = field(repr=False)
 
     @property
     def total(self) -> int:
@@ -95,6 +100,7 @@ class _Request(ctypes.Structure):
         *(("shared_bytes", ctypes.c_int64), ("resident", ctypes.c_int64)),
         *(("slice", ctypes.c_int64), ("seed", ctypes.c_uint64)),
         *(("races", ctypes.c_int64), ("limit", ctypes.c_int64)),
+        ("executed", ctypes.c_void_p),
     )
 
 
@@ -187,6 +193,7 @@ def run(
         row.begin, row.end = region.address, region.address + region.bytes
         row.writable, row.granule = region.writable, region.granule
         row.initialised = None if flags is None else flags.ctypes.data
+    executed = np.zeros(len(program.code), np.int64)
     request = _Request(
         program.code.ctypes.data,
         len(program.code),
@@ -205,6 +212,7 @@ def run(
         schedule.seed,
         schedule.races,
         schedule.limit,
+        executed.ctypes.data,
     )
     result = _Result()
     if not _library().ptx_run(request, result):
@@ -212,4 +220,6 @@ def run(
         line = int(fault.split()[1].rstrip(":")) if fault.startswith("line ") else None
         raise PtxFault(f"{program.name}: {fault}: {program.lines.get(line, '')}")
     counts = dict(zip(KINDS, result.counts, strict=True))
-    return Counts(counts, result.bytes_loaded, result.bytes_stored)
+    some = executed > 0
+    lines = dict(zip(program.code["line"][some].tolist(), executed[some].tolist(), strict=True))
+    return Counts(counts, result.bytes_loaded, result.bytes_stored, lines)

@@ -1,10 +1,11 @@
 // Memory as a launch may use it: bounds, alignment, what was never written, and races.
 //
 // Two accesses of a granule, one of them a store, are a race: of two threads of a block, where no
-// barrier of the block, or of their warp, lies between them; of two blocks, where no counter orders them. A thread that adds to a
-// counter by release and acquire hands on its own stores, its block's before the last barrier, and
-// all that it has been handed; it is handed what others handed on there before. Threads of a block
-// may store one value to one place of shared memory: Triton's reductions do.
+// barrier of the block, or of their warp, lies between them; of two blocks, where no counter orders
+// them. A thread that adds to a counter by release and acquire hands on its own stores, its block's
+// before the last barrier, and all that it has been handed; it is handed what others handed on
+// there before. Threads of a block may store one value to one place of shared memory: Triton's
+// reductions do.
 #pragma once
 
 #include <algorithm>
@@ -85,7 +86,8 @@ inline void NoteAccess(const Block& block, uint16_t thread, bool stores, bool re
                        Cell* cell, const Instruction& instruction) {
   const uint32_t sync = block.warps[thread / kLanes].sync;
   const bool same_write = cell->write_block == block.number && cell->write_epoch == block.epoch;
-  const bool write_passed = cell->write_thread / kLanes == thread / kLanes && cell->write_sync < sync;
+  const bool write_passed =
+      cell->write_thread / kLanes == thread / kLanes && cell->write_sync < sync;
   if (same_write && cell->write_thread != thread && !write_passed && !repeats) {
     Fail("a race with a store of thread " + std::to_string(cell->write_thread) +
              " that no barrier orders",
@@ -102,8 +104,8 @@ inline void NoteAccess(const Block& block, uint16_t thread, bool stores, bool re
   }
   if (!shared) {
     const bool foreign = cell->write_block >= 0 && cell->write_block != block.number;
-    if (foreign && !Ordered(block, thread, cell->write_block, cell->write_epoch,
-                            cell->write_thread)) {
+    if (foreign &&
+        !Ordered(block, thread, cell->write_block, cell->write_epoch, cell->write_thread)) {
       Fail("a race with a store of block " + std::to_string(cell->write_block) +
                " that no counter orders",
            block, thread, instruction);
@@ -155,9 +157,9 @@ inline Place GlobalPlace(Machine* machine, const Block& block, uint32_t thread, 
     return address >= machine->regions[i].begin && address + bytes <= machine->regions[i].end;
   };
   if (last < 0 || !holds(last)) {
-    const auto after = std::upper_bound(
-        machine->regions.begin(), machine->regions.end(), address,
-        [](uint64_t value, const Region& region) { return value < region.begin; });
+    const auto after =
+        std::upper_bound(machine->regions.begin(), machine->regions.end(), address,
+                         [](uint64_t value, const Region& region) { return value < region.begin; });
     const auto found = static_cast<int32_t>(after - machine->regions.begin()) - 1;
     if (found < 0 || !holds(found)) {
       std::string nearest;

@@ -111,19 +111,19 @@ void Unpack(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) 
   });
 }
 
-#define PTX_FUNCTION(NAME, EXPRESSION)       \
-  struct NAME {                              \
-    template <typename A>                    \
-    auto operator()(A a) const {             \
-      return EXPRESSION;                     \
-    }                                        \
+#define PTX_FUNCTION(NAME, EXPRESSION) \
+  struct NAME {                        \
+    template <typename A>              \
+    auto operator()(A a) const {       \
+      return EXPRESSION;               \
+    }                                  \
   };
-#define PTX_FUNCTION2(NAME, EXPRESSION)      \
-  struct NAME {                              \
-    template <typename A, typename B>        \
-    auto operator()(A a, B b) const {        \
-      return EXPRESSION;                     \
-    }                                        \
+#define PTX_FUNCTION2(NAME, EXPRESSION) \
+  struct NAME {                         \
+    template <typename A, typename B>   \
+    auto operator()(A a, B b) const {   \
+      return EXPRESSION;                \
+    }                                   \
   };
 
 // Integers wrap, which C++ leaves open for signed ones: they are added as unsigned.
@@ -156,7 +156,7 @@ PTX_FUNCTION2(Greater, a > b)
 PTX_FUNCTION2(GreaterOrEqual, a >= b)
 PTX_FUNCTION2(Numbers, a == a && b == b)
 PTX_FUNCTION2(SomeNan, a != a || b != b)
-PTX_FUNCTION2(UnequalNumbers, a < b || a > b)
+PTX_FUNCTION2(UnequalNumbers, a<b || a> b)
 PTX_FUNCTION2(EqualOrNan, !(a < b || a > b))
 PTX_FUNCTION2(LessOrNan, !(a >= b))
 PTX_FUNCTION2(LessOrEqualOrNan, !(a > b))

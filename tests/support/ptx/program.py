@@ -15,7 +15,17 @@ import numpy as np
 
 LANES = 32
 WIDTHS = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4}
-WIDTHS |= {"u32": 4, "s32": 4, "f32": 4, "f16x2": 4, "s16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8}
+WIDTHS |= {
+    "u32": 4,
+    "s32": 4,
+    "f32": 4,
+    "f16x2": 4,
+    "s16x2": 4,
+    "b64": 8,
+    "u64": 8,
+    "s64": 8,
+    "f64": 8,
+}
 SPECIALS = ("%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x")
 SPACES = {"param": 0, "global": 1, "shared": 2, "": 3}
 IGNORED = re.compile(r'^[ \t]*(?://|\.(?:loc|file)\b|\.pragma "nounroll").*$', re.M)
@@ -99,15 +109,15 @@ class Module:
         returned = re.match(r"\s*\(\.param\s+\.\w+\s+([$\w]+)\)", head)
         parameters, at = {}, 0
         listed = self._without_returned(begin, opened)
-        pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)[^,)]*?\s([$\w]+)(?:\[(\d+)\])?\s*(?:,|\))"
+        pattern = (
+            r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)[^,)]*?\s([$\w]+)(?:\[(\d+)\])?\s*(?:,|\))"
+        )
         for align, kind, parameter, count in re.findall(pattern, listed):
             size = WIDTHS[kind] * int(count or 1)
             unit = int(align or WIDTHS[kind])
             at = -(-at // unit) * unit
             parameters[parameter], at = at, at + size
-        return Function(
-            name, parameters, at, returned and returned[1], self._statements(opened)
-        )
+        return Function(name, parameters, at, returned and returned[1], self._statements(opened))
 
     def program(self, name: str) -> Program:
         """Return an entry, ready to run."""
@@ -136,8 +146,10 @@ class Module:
             if what == "\n":
                 line += 1
             elif what == "{":
-                if self.text[first:at].strip() and depth and not re.match(
-                    r"^(?:\s|[$\w]+:|//[^\n]*\n)*$", self.text[first:at]
+                if (
+                    self.text[first:at].strip()
+                    and depth
+                    and not re.match(r"^(?:\s|[$\w]+:|//[^\n]*\n)*$", self.text[first:at])
                 ):
                     vector += 1
                 else:
@@ -181,6 +193,7 @@ class _Assembler:
         self.numbers = operations()
         self.entry = entry
         self._body(entry, "")
+        self.guard = (-1, 0)
         self._emit("ret")
         code = np.zeros(len(self.records), RECORD)
         for at, record in enumerate(self.records):
@@ -295,8 +308,6 @@ class _Assembler:
             raise UnknownInstruction(f"line {self.line}: the executor has no {op}")
         to = [*to, *[-1] * (4 - len(to))]
         source = [*source, *[-1] * (4 - len(source))]
-        if op == "ret":
-            self.line, self.guard = getattr(self, "line", 0), getattr(self, "guard", (-1, 0))
         guard, negated = self.guard
         self.records.append(
             (self.numbers[op], guard, negated, 0, to, source, immediate, detail, self.line)
@@ -325,7 +336,12 @@ class _Assembler:
         unsigned = {"add", "sub", "and", "or", "xor", "not", "neg", "shl", "selp"}
         low = name in ("mul", "mad") and parts[0] == "lo"
         equal = name == "setp" and parts[0] in ("eq", "ne")
-        if kind[0] in "us" and "x" not in kind and (name in unsigned or low or equal) or name == "selp":
+        if (
+            kind[0] in "us"
+            and "x" not in kind
+            and (name in unsigned or low or equal)
+            or name == "selp"
+        ):
             parts[-1] = f"b{8 * width}"
         if name == "not" and kind == "pred":
             name, sources, widths = "andnot", ["1", *sources], [0, 0]

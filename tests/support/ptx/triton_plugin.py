@@ -1,6 +1,6 @@
 """A pytest plugin that runs the tests of a process with Triton's kernels as PTX on the CPU.
 
-    TRITON_INTERPRET=0 python -m pytest -p ptx.triton_plugin tests/backends -k triton
+TRITON_INTERPRET=0 python -m pytest -p ptx.triton_plugin tests/backends -k triton
 """
 
 from __future__ import annotations

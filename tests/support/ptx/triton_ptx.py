@@ -54,9 +54,7 @@ def compiled(
     return module.program(entry), made.metadata.shared, made.metadata.num_warps * 32
 
 
-def execute(
-    kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **named: Any
-) -> None:
+def execute(kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **named: Any) -> None:
     """Run a launch in place of JITFunction.run; a compilation ahead of time runs nothing."""
     if warmup:
         return
@@ -155,9 +153,7 @@ def installed() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         patch = functools.partial(mock.patch.object)
         stack.enter_context(patch(triton.JITFunction, "run", run))
-        stack.enter_context(
-            patch(launching, "_on_device", lambda kernel, device, run: run({}))
-        )
+        stack.enter_context(patch(launching, "_on_device", lambda kernel, device, run: run({})))
         from fused_optim import triton_kernels
 
         for module in _users(triton_kernels):
