@@ -59,7 +59,7 @@ FUSED_DEVICE void Squares(const TensorTask& task, const Preparation& prepare, in
 FUSED_DEVICE float SumRow(const float* __restrict__ squares, int width,
                           float* __restrict__ columns) {
   for (int i = 0; i < width; ++i) columns[i] += squares[i];
-  return LineSumOf(squares, width, 1);
+  return LineSumOf(squares, width);
 }
 
 // F1 of a segment of a matrix. Returns the total.
@@ -172,11 +172,12 @@ inline void FoldLines(const TensorTask& task, int64_t part) {
   float* sums = task.scratch + task.map.row_sums + at;
   FoldTiles(sums, lines, shape.col_tiles, shape.batch * shape.rows);
   const auto cols = static_cast<float>(task.t.global_cols);
-  ChainSum mean;
-  for (int64_t i = 0; i < lines; ++i) mean.Add(Divide(sums[i], cols));
+  const int count = static_cast<int>(lines);
+  float means[kLineJob];
+  for (int i = 0; i < count; ++i) means[i] = Divide(sums[i], cols);
   const int64_t slot = job.batch * shape.row_jobs + job.job;
-  task.scratch[task.map.line_means + slot] = mean.Total();
-  task.scratch[task.map.line_old + slot] = ChainSumOf(task.RowState() + at, lines);
+  task.scratch[task.map.line_means + slot] = LineSumOf(means, count);
+  task.scratch[task.map.line_old + slot] = LineSumOf(task.RowState() + at, count);
 }
 
 // F3 to F5 of the scalars of a tensor: its root mean square, step size and, if it is linear, R.

@@ -18,7 +18,7 @@ inline void FinaliseMatrices(const TensorTask& task, const Segment& at) {
   for (int matrix = 0; matrix < at.rows; ++matrix) {
     const float* mine = squares + matrix * rows * cols;
     for (int i = 0; i < rows; ++i) {
-      row_sums[matrix * rows + i] = LineSumOf(mine + i * cols, cols, 1);
+      row_sums[matrix * rows + i] = LineSumOf(mine + i * cols, cols);
     }
     for (int j = 0; j < cols; ++j) {
       col_sums[matrix * cols + j] = LineSumOf(mine + j, rows, cols);
@@ -56,7 +56,7 @@ inline void MatrixMultipliers(const TensorTask& task, const Segment& at, float* 
   const float* columns = task.ColumnState() + at.row * cols;
   float r[kSegment], c[kSegment];
   for (int matrix = 0; matrix < at.rows; ++matrix) {
-    const float mean = Divide(ChainSumOf(state + matrix * rows, rows), global_rows);
+    const float mean = Divide(LineSumOf(state + matrix * rows, rows), global_rows);
     for (int i = 0; i < rows; ++i) r[matrix * rows + i] = NanMax(mean, task.row.mean_floor);
   }
   for (int i = 0; i < at.rows * rows; ++i) r[i] = InverseRoot(Divide(state[i], r[i]));

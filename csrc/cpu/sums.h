@@ -35,21 +35,20 @@ inline float ChainSumOf(const float* values, int64_t count, int64_t stride = 1) 
 }
 
 // The sum of a line of up to 1,024 values that lie `stride` apart.
-FUSED_DEVICE float LineSumOf(const float* values, int count, int stride) {
+FUSED_DEVICE float LineSumOf(const float* values, int count, int stride = 1) {
   constexpr int kFew = 8;
   if (count <= kFew) {
     float sum = 0.0f;
     for (int i = 0; i < count; ++i) sum += values[i * stride];
     return sum;
   }
-  if (stride != 1) return ChainSumOf(values, count, stride);
-  if (count >= kWide) return SumOf(values, count);
+  if (count >= kWide) return stride == 1 ? SumOf(values, count) : ChainSumOf(values, count, stride);
   float sums[kFew] = {};
   int i = 0;
   for (; i + kFew <= count; i += kFew) {
-    for (int k = 0; k < kFew; ++k) sums[k] += values[i + k];
+    for (int k = 0; k < kFew; ++k) sums[k] += values[(i + k) * stride];
   }
-  for (int k = 0; i + k < count; ++k) sums[k] += values[i + k];
+  for (int k = 0; i + k < count; ++k) sums[k] += values[(i + k) * stride];
   return TreeSum(sums);
 }
 

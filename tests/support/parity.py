@@ -38,8 +38,9 @@ class Bench:
         params: the parameters, in the same order. Those of equal options share a group.
         optimizer: the optimizer.
         rng: where random values come from.
-        slack: by which the sizes that statistics are judged at are multiplied: more than 1 where so
-            many elements are tried that one meets the worst of all roundings.
+        slack: by which the sizes are multiplied that statistics and Adafactor's updates are judged
+            at: more than 1 where so many elements are tried that one meets the worst of all
+            roundings. Of 1e8 updates some miss the bound by a tenth, eager's as well as kernels'.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Bench:
             return
         details: dict[str, np.ndarray] = {}
         p64, state64 = self.case.step(p, g, state, t, tensor.dtype, details=details)
-        update = details["update"]
+        update = details["update"] * (self.slack if self.case.family == "adafactor" else 1.0)
         if self.case.decays:  # the product with the decay factor may be a binade above the result
             update = update + np.abs(p) / 8
         self._check_param(index, p64, update)
