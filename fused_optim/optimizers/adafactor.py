@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fused_optim import ops, precision
-from fused_optim.distributed import clipping
 from fused_optim.ops import AdafactorRow
 from fused_optim.optimizers import validation
-from fused_optim.optimizers.base import CommonOptions, FusedOptimizer
-from fused_optim.optimizers.scalars import Scalar, minimum, number, sign, sqrt
+from fused_optim.optimizers.adafactor_family import AdafactorFamily, statistics_dtype, unfactored
+from fused_optim.optimizers.base import CommonOptions
+from fused_optim.optimizers.scalars import number, relative_step_size, sign
 from fused_optim.precision.state import StateTensor, moment
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-class AdafactorFamily(FusedOptimizer):
-    """The base of every Adafactor here, which names the update."""
-
-    _family = "adafactor"
-    _warned = False
-
-    def _check_members(self, group: dict[str, Any]) -> None:
-        super()._check_members(group)
-        if not self._warned and any(map(clipping.is_flat_shard, group["params"])):
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__}: FullyShardedDataParallel's flat shards are vectors, so "
-                "they keep a full second moment (4 bytes per element) and go by the root mean "
-                "square of each part; torch.distributed.fsdp.fully_shard keeps matrices, whose "
-                "statistics take next to no memory and equal those of an unsharded run",
-                UserWarning,
-                stacklevel=5,
-            )
-
-
-def statistics_dtype(param: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's statistics of rows and columns."""
-    return precision.math_dtype(param.dtype)
-
-
-def unfactored(key: str, group: dict[str, Any], param: torch.Tensor) -> StateTensor:
-    """Return the second moment of a vector: float32, or in 8 bits where it is asked for."""
-    packs = group["state_dtype"] == "int8" and param.dtype is not torch.float64
-    return moment(key, "exp_avg_sq", torch.uint8 if packs else statistics_dtype(param), param)
+    from typing_extensions import Self, Unpack
 
 
 class Adafactor(AdafactorFamily):
@@ -104,6 +72,8 @@ class Adafactor(AdafactorFamily):
         gradient is all zero while ``relative_step`` is on and its group's lr is 0 is not moved:
         torch.distributed.checkpoint makes such a step to create state.
 
+        `Adafactor.t5` and `Adafactor.paper` have the settings that are recommended.
+
     Source: Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018.
     """
 
@@ -139,6 +109,41 @@ class Adafactor(AdafactorFamily):
             "warmup_init": warmup_init,
         }
         super().__init__(params, defaults, **common)
+
+    @classmethod
+    def t5(cls, params: Any, lr: float = 1e-3, **options: Any) -> Self:
+        """Return an optimizer with the settings for fine-tuning T5, which suit most fine-tuning.
+
+        They are a learning rate of its own, as it stands: ``relative_step=False``,
+        ``scale_parameter=False``, ``warmup_init=False`` and ``clip_threshold=1.0``. Warm the rate
+        up by a schedule, as `fused_optim.get_constant_schedule_with_warmup`, and clip no gradients
+        besides: Adafactor scales its updates down by itself.
+
+        Args:
+            params: as of the constructor.
+            lr: learning rate.
+            **options: of the constructor; each takes the place of one above.
+        """
+        recipe = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+        return cls(params, **{"lr": lr, "clip_threshold": 1.0, **recipe, **options})
+
+    @classmethod
+    def paper(cls, params: Any, **options: Any) -> Self:
+        """Return an optimizer with the settings that its paper proposes, for pre-training.
+
+        There is no learning rate, as a step is ``min(1e-2, 1 / sqrt(t))`` times the parameter's
+        root mean square: ``lr=None``, ``relative_step=True``, ``scale_parameter=True``,
+        ``eps=(1e-30, 1e-3)``, ``clip_threshold=1.0``, ``decay_rate=-0.8`` and no first moment.
+        ``warmup_init=False`` is part of them, too; ``warmup_init=True`` begins at 1e-6 instead,
+        as the paper's experiments with a warmup do.
+
+        Args:
+            params: as of the constructor.
+            **options: of the constructor; each takes the place of one above.
+        """
+        recipe = {"scale_parameter": True, "relative_step": True, "warmup_init": False}
+        sizes = {"eps": (1e-30, 1e-3), "clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None}
+        return cls(params, **{"lr": None, **sizes, **recipe, **options})
 
     def effective_lr(self, group: dict[str, Any]) -> float | None:
         """Return alpha of the group's first updated parameter in its last step, as a float.
@@ -240,11 +245,3 @@ class Adafactor(AdafactorFamily):
                 saved["clip_threshold"] = saved.pop("d")
             saved.pop("eps", None)
         return saved
-
-
-def relative_step_size(group: dict[str, Any], step: int | torch.Tensor) -> Scalar:
-    """Return rho: the step size before the parameter's root mean square scales it."""
-    if not group["relative_step"]:
-        return number(group["lr"], step)
-    ceiling = 1e-6 * step if group["warmup_init"] else 1e-2
-    return minimum(ceiling, 1.0 / sqrt(step))

@@ -23,6 +23,7 @@ from fused_optim.optimizers.agreeing import Agreeing
 from fused_optim.optimizers.numerics import NumericsReport
 from fused_optim.optimizers.running import Running
 from fused_optim.optimizers.state_dicts import loading, saving
+from fused_optim.optimizers.summary import Summary
 from fused_optim.plan import capture, collect, exchange, spread, upload
 from fused_optim.plan.steady import Steady, increment_versions
 from fused_optim.precision import checks, state
@@ -55,7 +56,9 @@ class CommonOptions(TypedDict, total=False):
     check_ranks: bool
 
 
-class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.optim.Optimizer):
+class FusedOptimizer(
+    Agreeing, Running, Float32Weights, NumericsReport, Summary, torch.optim.Optimizer
+):
     """Base of every optimizer here.
 
     Args:
@@ -106,9 +109,7 @@ class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.op
     _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
     _aliases: ClassVar[dict[str, str]] = {}  # a peer's key of the state to this optimizer's
     _foreign: ClassVar[tuple[str, ...]] = ()  # keys of the state that only other optimizers have
-    _shows_torch_steps: ClassVar[bool] = (
-        False  # step counts in state dicts are 0-d tensors, as torch's
-    )
+    _shows_torch_steps: ClassVar[bool] = False  # as 0-d tensors, in state dicts
     _attributes: ClassVar[tuple[str, ...]] = validation.OF_THE_OPTIMIZER
     _pickled: ClassVar[tuple[str, ...]] = (
         *_attributes,
@@ -303,8 +304,7 @@ class FusedOptimizer(Agreeing, Running, Float32Weights, NumericsReport, torch.op
             before = known[index]
             if not validation.same_settings(before, now):
                 validation.check_there(now, self.defaults, f"{type(self).__name__}, group {index}")
-                here = {name: validation.unread(value) for name, value in now.items()}
-                self._check_settings(here, index)
+                self._check_settings({k: validation.unread(v) for k, v in now.items()}, index)
                 before = validation.settled(now)
             checked.append(before)
         self._checked = checked

@@ -64,3 +64,11 @@ def complement_of_power(base: Scalar, exponent: int | torch.Tensor) -> Scalar:
     if isinstance(exponent, torch.Tensor):
         return -torch.expm1(exponent * math.log(base))
     return -math.expm1(exponent * math.log(base))
+
+
+def relative_step_size(group: dict[str, Any], step: int | torch.Tensor) -> Scalar:
+    """Return rho: the step size before the parameter's root mean square scales it."""
+    if not group["relative_step"]:
+        return number(group["lr"], step)
+    ceiling = 1e-6 * step if group["warmup_init"] else 1e-2
+    return minimum(ceiling, 1.0 / sqrt(step))

@@ -17,7 +17,7 @@ import torch
 from fused_optim import ops
 from fused_optim.ops import AdafactorRow, AdamWRow
 from fused_optim.optimizers import adam_scalars, validation
-from fused_optim.optimizers.adafactor import AdafactorFamily, statistics_dtype, unfactored
+from fused_optim.optimizers.adafactor_family import AdafactorFamily, statistics_dtype, unfactored
 from fused_optim.optimizers.adamw import AdamFamily
 from fused_optim.optimizers.base import CommonOptions
 from fused_optim.optimizers.scalars import minimum, number, sign, sqrt

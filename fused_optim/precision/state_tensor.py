@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -91,12 +92,19 @@ class StateTensor:
         if self.kind == "like":
             new = torch.zeros_like(local, dtype=self.dtype, memory_format=torch.preserve_format)
         else:
-            shape = self.shape(local)
-            if self.kind == "records" and geometry.is_dtensor(param):
-                mesh, placements = param.device_mesh, self.placements(param)
-                shape = geometry.shard_at(mesh, placements, self.shape(param)).shape
-            new = torch.zeros(shape, dtype=self.dtype, device=local.device)
+            new = torch.zeros(self.local_shape(param), dtype=self.dtype, device=local.device)
         return self._placed(new, param)
+
+    def local_shape(self, param: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of this process's part of the tensor for ``param``."""
+        if self.kind == "records" and geometry.is_dtensor(param):
+            mesh, placements = param.device_mesh, self.placements(param)
+            return geometry.shard_at(mesh, placements, self.shape(param)).shape
+        return self.shape(geometry.local_of(param))
+
+    def local_bytes(self, param: torch.Tensor) -> int:
+        """Return how many bytes this process keeps of the tensor for ``param``."""
+        return math.prod(self.local_shape(param)) * self.dtype.itemsize
 
     def _placed(self, local: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
         """Return what state keeps of this process's part: a DTensor where the parameter is one."""

@@ -25,6 +25,8 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         fused_optim.AdamW(model.named_parameters(), state_dtype=torch.bfloat16),
         fused_optim.Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True),
         fused_optim.Adafactor(model.parameters(), lr=1e-3, relative_step=False, beta1=0.9),
+        assert_type(fused_optim.Adafactor.t5(model.parameters(), lr=1e-4), fused_optim.Adafactor),
+        fused_optim.Adafactor.paper(model.parameters(), warmup_init=True),
         fused_optim.AdamWeightDecay(model.parameters(), learning_rate=1e-3),
         fused_optim.Lion(model.parameters(), lr=1e-4, max_grad_norm=1.0, backend="eager"),
         torch_compat.AdamW(model.parameters(), lr=1e-3, amsgrad=True, maximize=True),
