@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ptx import machine
 from ptx.machine import PtxFault, Region, Schedule
-from ptx.program import Module, UnknownInstruction
+from ptx.program import UnknownInstruction, assemble
+from ptx.text import Module
 
 HEADER = """.version 9.0
 .target sm_90
@@ -68,7 +69,7 @@ def run(
     out, given = np.zeros(256, np.uint32), np.arange(32, dtype=np.uint32)
     if regions is None:
         regions = memory(out, writable=True), memory(given)
-    program = Module(HEADER + body + "}\n").program("kernel")
+    program = assemble(Module(HEADER + body + "}\n"), "kernel")
     machine.run(
         program,
         blocks=blocks,

@@ -121,7 +121,9 @@ class Recorder:
         self.name = ""
 
     def __getattr__(self, name: str) -> Any:
-        return functools.partial(self._call, name) if name in OWN else getattr(self._extension, name)
+        return (
+            functools.partial(self._call, name) if name in OWN else getattr(self._extension, name)
+        )
 
     def Launch(self, **given: Any) -> dict[str, Any]:  # noqa: N802  the extension's name
         return given
@@ -198,7 +200,11 @@ def elementwise_buckets(more: int) -> Iterator[tuple[str, Bucket]]:
 
 
 def adafactor_entry(
-    key: BucketKey, shape: tuple[int, ...], grad: torch.dtype, state: torch.dtype | None, number: int
+    key: BucketKey,
+    shape: tuple[int, ...],
+    grad: torch.dtype,
+    state: torch.dtype | None,
+    number: int,
 ) -> TensorEntry:
     entry = TensorEntry(torch.randn(shape).to(key.dtype), torch.randn(shape).to(grad), 0, number)
     extra = extra_state(key.mode, key.dtype)
@@ -228,7 +234,9 @@ def adafactor_buckets() -> Iterator[tuple[str, Bucket]]:
         entries.append(adafactor_entry(key, whole.shape, torch.float32, state, 30))
         if number % 2:  # the sums of a shard are exchanged between the ops
             entries[-1].shard = whole
-        row = AdafactorRow(b2=0.9, omb2=0.1, b1=0.9, omb1=0.1, flags=SCALE_PARAMETER * (number % 3 > 0))
+        row = AdafactorRow(
+            b2=0.9, omb2=0.1, b1=0.9, omb1=0.1, flags=SCALE_PARAMETER * (number % 3 > 0)
+        )
         yield f"{mode} {dtype}", Bucket(key, entries, [row])
 
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import host_module
 
 from ptx import machine, nvcc, regions
-from ptx.program import Module, Program
+from ptx.program import Program, assemble
+from ptx.text import Module
 
 _HOST = host_module.backend_over(host_module.path())._C
 for _name in dir(_HOST):
@@ -96,7 +97,7 @@ def _program(
     source: str, parts: tuple[str, ...], architecture: str, edit: Callable[[str, str], str]
 ) -> Program:
     module = _module(source, architecture, edit)
-    return module.program(module.entry(*parts))
+    return assemble(module, module.entry(*parts))
 
 
 def _run(

@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import host_module
 import numpy as np
 
-from ptx.program import Program
+if TYPE_CHECKING:
+    from ptx.program import Program
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off", "-fPIC")

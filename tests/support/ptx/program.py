@@ -1,8 +1,8 @@
-"""PTX as text, made into the instructions that executor.cpp runs.
+"""An entry of PTX, made into the instructions that executor.cpp runs.
 
-Of a module only an entry and the functions that it calls are read. A call becomes the function's
-body with registers of its own; what it is handed and returns are registers too. A register, or a
-constant, is a row: its value in each of 32 lanes, and for a predicate a mask.
+A call becomes the function's body with registers of its own; what it is handed and returns are
+registers too. A register, or a constant, is a row: its value in each of 32 lanes, and for a
+predicate a mask.
 """
 
 from __future__ import annotations
@@ -13,24 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ptx import machine
+from ptx.text import WIDTHS, Function, Module
+
 LANES = 32
-WIDTHS = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "b32": 4}
-WIDTHS |= {
-    "u32": 4,
-    "s32": 4,
-    "f32": 4,
-    "f16x2": 4,
-    "s16x2": 4,
-    "b64": 8,
-    "u64": 8,
-    "s64": 8,
-    "f64": 8,
-}
 SPECIALS = ("%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x")
 SPACES = {"param": 0, "global": 1, "shared": 2, "": 3}
-IGNORED = re.compile(r'^[ \t]*(?://|\.(?:loc|file)\b|\.pragma "nounroll").*$', re.M)
 USED_BYTES = re.compile(r'^\.pragma "used_bytes_mask (\d+)"')
-LABEL = re.compile(r"^([$\w]+):")
 GUARD = re.compile(r"^@(!?)(%\w+)\s+")
 CALL = re.compile(r"^(?:\((\w+)\)\s*,\s*)?([$\w]+)\s*(?:,\s*\(([^)]*)\))?$")
 RECORD = np.dtype(
@@ -40,21 +29,11 @@ RECORD = np.dtype(
         *(("detail", "i4"), ("line", "i4")),
     ]
 )
+"""Instruction of machine.h."""
 
 
 class UnknownInstruction(ValueError):
     """The executor has no such instruction; it is to be added there."""
-
-
-@dataclass
-class Function:
-    """A function's or an entry's text, as statements with their lines."""
-
-    name: str
-    parameters: dict[str, int]  # offsets
-    parameter_bytes: int
-    returned: str | None
-    statements: list[tuple[int, str]]
 
 
 @dataclass
@@ -71,103 +50,13 @@ class Program:
     lines: dict[int, str] = field(repr=False)
 
 
-class Module:
-    """The text of a module; `program` assembles one of its entries."""
+def assemble(module: Module, entry: str) -> Program:
+    """Return an entry of a module, ready to run.
 
-    def __init__(self, text: str) -> None:
-        self.text = IGNORED.sub("", text)
-        header = re.compile(r"^(?:\.(?:visible|weak|extern) )*\.(func|entry)\b", re.M)
-        self._places: dict[str, tuple[int, int, bool]] = {}
-        for found in header.finditer(self.text):
-            head = re.compile(r"[{;]").search(self.text, found.end())
-            if head[0] == ";":
-                continue
-            name = re.search(r"([$\w]+)\s*\(", self._without_returned(found.end(), head.start()))
-            self._places[name[1]] = found.end(), head.start(), found[1] == "entry"
-        self.shared: dict[str, tuple[int, int]] = {}  # alignment and bytes of each array
-        pattern = r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([$\w]+)(?:\[(\d*)\])?\s*;"
-        for align, kind, name, count in re.findall(pattern, self.text):
-            unit = int(align or WIDTHS[kind])
-            # An array without a length is dynamic: the launch says how long it is.
-            dynamic = f"{name}[]" in self.text
-            self.shared[name] = unit, 0 if dynamic else WIDTHS[kind] * int(count or 1)
-
-    @property
-    def entries(self) -> list[str]:
-        return [name for name, (_, _, is_entry) in self._places.items() if is_entry]
-
-    def entry(self, *parts: str) -> str:
-        """Return the only entry whose name has all these parts."""
-        found = [name for name in self.entries if all(part in name for part in parts)]
-        if len(found) != 1:
-            raise KeyError(f"{parts} are in the names of {len(found)} entries: {found}")
-        return found[0]
-
-    def function(self, name: str) -> Function:
-        begin, opened, _ = self._places[name]
-        head = self.text[begin:opened]
-        returned = re.match(r"\s*\(\.param\s+\.\w+\s+([$\w]+)\)", head)
-        parameters, at = {}, 0
-        listed = self._without_returned(begin, opened)
-        pattern = (
-            r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)[^,)]*?\s([$\w]+)(?:\[(\d+)\])?\s*(?:,|\))"
-        )
-        for align, kind, parameter, count in re.findall(pattern, listed):
-            size = WIDTHS[kind] * int(count or 1)
-            unit = int(align or WIDTHS[kind])
-            at = -(-at // unit) * unit
-            parameters[parameter], at = at, at + size
-        return Function(name, parameters, at, returned and returned[1], self._statements(opened))
-
-    def program(self, name: str) -> Program:
-        """Return an entry, ready to run."""
-        return _Assembler(self).program(self.function(name))
-
-    def _without_returned(self, begin: int, end: int) -> str:
-        return re.sub(r"^\s*\(\.param[^)]*\)", "", self.text[begin:end])
-
-    def _statements(self, opened: int) -> list[tuple[int, str]]:
-        """Return the statements of a body, without its braces, labels on their own."""
-        depth, at = 0, opened
-        statements, first = [], opened + 1
-        line = self.text.count("\n", 0, opened) + 1
-
-        def keep(end: int, line: int) -> None:
-            text = " ".join(re.sub(r"//[^\n]*", "", self.text[first:end]).split())
-            while label := LABEL.match(text):
-                statements.append((line, label[0]))
-                text = text[label.end() :].strip()
-            if text:
-                statements.append((line, text))
-
-        vector = 0  # braces of a vector operand are part of a statement
-        for token in re.finditer(r"//[^\n]*|[{};\n]", self.text[opened:]):
-            at, what = opened + token.start(), token[0]
-            if what == "\n":
-                line += 1
-            elif what == "{":
-                if (
-                    self.text[first:at].strip()
-                    and depth
-                    and not re.match(r"^(?:\s|[$\w]+:|//[^\n]*\n)*$", self.text[first:at])
-                ):
-                    vector += 1
-                else:
-                    depth += 1
-                    keep(at, line)
-                    first = at + 1
-            elif what == "}":
-                if vector:
-                    vector -= 1
-                    continue
-                keep(at, line)
-                depth, first = depth - 1, at + 1
-                if depth == 0:
-                    break
-            elif what == ";":
-                keep(at, line)
-                first = at + 1
-        return statements
+    Raises:
+        UnknownInstruction: it has an instruction, or a modifier of one, that is not known.
+    """
+    return _Assembler(module).program(module.function(entry))
 
 
 class _Assembler:
@@ -188,9 +77,7 @@ class _Assembler:
         self.inlined = 0
 
     def program(self, entry: Function) -> Program:
-        from ptx.machine import operations
-
-        self.numbers = operations()
+        self.numbers = machine.operations()
         self.entry = entry
         self._body(entry, "")
         self.guard = (-1, 0)

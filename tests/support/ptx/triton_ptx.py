@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -21,9 +21,11 @@ from fused_optim.triton_kernels import launching
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fused_optim.backends.interface import BucketKey
 from fused_optim.precision import DTYPE_TAGS
 from ptx import machine, regions
-from ptx.program import Module, Program
+from ptx.program import Program, assemble
+from ptx.text import Module
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "num_stages")
@@ -36,6 +38,7 @@ edit: Callable[[str, str], str] = lambda name, text: text  # noqa: E731
 """Changes the PTX of a kernel before it is read, for tests that plant faults."""
 executed: list[tuple[str, machine.Counts]] = []
 """The launches so far, by the kernel's name."""
+_stepped: list[BucketKey] = []  # of the bucket whose launch was prepared last
 _written: dict[int, np.ndarray] = {}  # flags of scratch memory, by its address
 
 
@@ -51,7 +54,7 @@ def compiled(
     )
     module = Module(edit(made.metadata.name, made.asm["ptx"]))
     (entry,) = module.entries
-    return module.program(entry), made.metadata.shared, made.metadata.num_warps * 32
+    return assemble(module, entry), made.metadata.shared, made.metadata.num_warps * 32
 
 
 def execute(kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **named: Any) -> None:
@@ -75,7 +78,7 @@ def execute(kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **named: An
         blocks=grid[0],
         threads=threads,
         parameters=_packed([(signature[p.name], given[p.name]) for p in parameters], program),
-        regions=_regions(kernel.__name__, given, constants),
+        regions=_regions(kernel.__name__, given),
         shared_bytes=shared,
         schedule=schedule,
     )
@@ -98,7 +101,7 @@ def _packed(values: list[tuple[str, Any]], program: Program) -> bytes:
     return text + bytes(max(0, program.parameter_bytes - len(text)))
 
 
-def _regions(kernel: str, given: dict[str, Any], constants: dict[str, Any]) -> Iterator:
+def _regions(kernel: str, given: dict[str, Any]) -> Iterator[machine.Region]:
     """Yield what a launch may reach. Of its own arguments it writes sums and scratch alone."""
     factored = "scratch" in given
     for name, value in given.items():
@@ -113,7 +116,7 @@ def _regions(kernel: str, given: dict[str, Any], constants: dict[str, Any]) -> I
     records = given["records"]
     yield machine.Region(records.data_ptr(), 8 * records.numel(), granule=8)
     known = regions.records_at(records.data_ptr(), len(records))
-    dtype, mode = parameters_of.get()
+    dtype, mode = DTYPE_TAGS[_stepped[0].dtype], MODES.index(_stepped[0].mode)
     yield from regions.of_tensors(known, dtype, mode, factored=factored)
 
 
@@ -124,50 +127,29 @@ def _flags(scratch: torch.Tensor, *, fresh: bool) -> np.ndarray:
     return _written[address]
 
 
-class _Parameters:
-    """The dtype and mode of the bucket that is being stepped, as CUDA's extension numbers them."""
-
-    def __init__(self) -> None:
-        self.key = None
-
-    def get(self) -> tuple[int, int]:
-        assert self.key is not None, "no bucket is being stepped"
-        return DTYPE_TAGS[self.key.dtype], MODES.index(self.key.mode)
-
-
-parameters_of = _Parameters()
-
-
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
     """Execute launches here while the context is open."""
+    from fused_optim import triton_kernels
+
     arguments = launching.arguments_of
 
     def noting(tables: Any, name: str) -> tuple:
-        parameters_of.key = tables.key
+        _stepped[:] = [tables.key]
         return arguments(tables, name)
 
     def run(kernel: Any, *args: Any, **named: Any) -> None:
         execute(kernel, *args, **named)
 
-    with contextlib.ExitStack() as stack:
-        patch = functools.partial(mock.patch.object)
-        stack.enter_context(patch(triton.JITFunction, "run", run))
-        stack.enter_context(patch(launching, "_on_device", lambda kernel, device, run: run({})))
-        from fused_optim import triton_kernels
-
-        for module in _users(triton_kernels):
-            stack.enter_context(patch(module, "arguments_of", noting))
-        yield
-
-
-def _users(package: Any) -> list[Any]:
-    """Return the modules that ask for a launch's first arguments."""
-    import sys
-
-    prefix = re.escape(package.__name__)
-    return [
+    users = [
         module
         for name, module in list(sys.modules.items())
-        if re.match(prefix, name) and hasattr(module, "arguments_of")
+        if name.startswith(triton_kernels.__name__) and hasattr(module, "arguments_of")
     ]
+    with contextlib.ExitStack() as stack:
+        patch = mock.patch.object
+        stack.enter_context(patch(triton.JITFunction, "run", run))
+        stack.enter_context(patch(launching, "_on_device", lambda kernel, device, run: run({})))
+        for module in users:
+            stack.enter_context(patch(module, "arguments_of", noting))
+        yield
