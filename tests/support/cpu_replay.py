@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ def build(
     with host_module.locked(folder):
         if not made.path.exists():
             csrc = host_module.CSRC if fault is None else _faulty(folder, *fault)
-            command, jobs = _jobs(folder, csrc, [*shlex.split(compiler), *flags], sets)
+            command, jobs = _jobs(folder, csrc, shlex.split(compiler), flags, sets)
             jobs.append([*command, "-shared", SOURCES / "team.cpp", "-pthread", "-o", made.team])
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(_run, jobs))
@@ -68,13 +68,12 @@ def build(
 
 
 def _jobs(
-    folder: Path, csrc: Path, compiler: list[str], sets: Sets | None
+    folder: Path, csrc: Path, compiler: list[str], more: Sequence[str], sets: Sets | None
 ) -> tuple[list[Any], list[list[Any]]]:
     """Return how anything is compiled, and the commands that make the objects of the program."""
     setup = cpu_module.recipe()
     usual = [flag for flag in (*setup["HOST_FLAGS"], *setup["CPU_FLAGS"]) if flag != "-Icsrc"]
-    usual = ["-O1" if flag == "-O3" else flag for flag in usual]
-    command = [*compiler, *usual, "-g", f"-I{csrc}", "-DFUSED_OPTIM_CPU=1"]
+    command = [*compiler, *usual, *more, "-g", f"-I{csrc}", "-DFUSED_OPTIM_CPU=1"]
     jobs = []
     for name, (isa, flags) in (sets or setup["X86_KERNELS"]).items():
         own = [f"-DFUSED_OPTIM_NAMESPACE=fused_optim_{name}", f'-DFUSED_OPTIM_ISA="{isa}"']

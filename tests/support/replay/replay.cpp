@@ -43,8 +43,8 @@ T* At(int64_t address) {
 }
 
 void Run(const Call& call, int threads) {
-  const LaunchTarget target = {0,          nullptr, call.tensors, call.dtype,
-                               static_cast<Mode>(call.mode), threads};
+  const LaunchTarget target = {
+      0, nullptr, call.tensors, call.dtype, static_cast<Mode>(call.mode), threads};
   const LaunchArguments launch = {At<const TensorRecord>(call.records),
                                   At<const void>(call.rows),
                                   At<const WorkItem>(call.items),

@@ -5,8 +5,9 @@
 #include <thread>
 #include <vector>
 
-extern "C" __attribute__((visibility("default"))) void GOMP_parallel(void (*work)(void*), void* data,
-                                                                     unsigned threads, unsigned) {
+extern "C" __attribute__((visibility("default"))) void GOMP_parallel(void (*work)(void*),
+                                                                     void* data, unsigned threads,
+                                                                     unsigned) {
   std::atomic<unsigned> waiting{threads};
   const auto begin = [&] {
     // All begin together, lest the first have done everything before the last is there. The count
