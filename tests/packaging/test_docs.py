@@ -18,6 +18,7 @@ pytest.importorskip("pandas")
 import adafactor_page
 import backward_page
 import eight_bit_page
+import offloading_page
 import readme_page
 import scaling_page
 import schedule_pictures
@@ -206,10 +207,11 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
         (scaling_page, "PAGE", "memory"),
         (support_page, "PAGE", "gpu"),
         (eight_bit_page, "PAGE", "codes"),
+        (offloading_page, "PAGE", "costs"),
     ],
     ids=[
         *("readme", "benchmarks", "adafactor", "in_backward"),
-        *("precision", "scaling", "support", "8 bits"),
+        *("precision", "scaling", "support", "8 bits", "offloading"),
     ],
 )
 def test_pages_are_rewritten_when_asked_to(

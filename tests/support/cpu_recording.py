@@ -98,6 +98,7 @@ class Recorder:
         tables: those of the call.
         tensors: what the call may touch beside its tables.
         name: what its calls are called in a message.
+        written: for each call in the file, its op and where the program has which memory.
     """
 
     def __init__(self, extension: ModuleType, file: BinaryIO) -> None:
@@ -105,6 +106,7 @@ class Recorder:
         self.tables: Tables | None = None
         self.tensors: list[torch.Tensor] = []
         self.name = ""
+        self.written: list[tuple[str, Memory]] = []
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._extension, name)
@@ -130,6 +132,7 @@ class Recorder:
             call[name] = value
         before = memory.image(tables.records)
         run(self._extension.Launch(**launch), *own)
+        self.written.append((op, memory))
         for part in (call.tobytes(), before, memory.image(tables.records)):
             self._file.write(part)
 

@@ -7,6 +7,7 @@ would confuse.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import cpu_module
 import host_module
 
 SOURCES = Path(__file__).with_name("replay")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 Sets = Mapping[str, tuple[str, str]]
 """Instruction sets, as setup.py has them."""
 
@@ -29,10 +31,23 @@ class Program(NamedTuple):
     team: Path
 
     def replay(
-        self, calls: Path, threads: int, under: Iterable[str] = (), **variables: str
+        self,
+        calls: Path,
+        threads: int,
+        under: Iterable[str] = (),
+        counts: Path | None = None,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the calls of a file again; ``under`` is a command that runs the program."""
-        command = [*under, self.path, calls, str(threads), self.team]
+        """Run the calls of a file again.
+
+        Args:
+            calls: the file.
+            threads: how many.
+            under: a command that runs the program.
+            counts: where a program that counts accesses writes what replay/counts.h says.
+            variables: of the environment.
+        """
+        command = [*under, self.path, calls, str(threads), self.team, *([counts] if counts else [])]
         env = {**os.environ, **variables}
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
@@ -80,7 +95,7 @@ def _jobs(
         own += [*shlex.split(flags), "-c", csrc / "cpu/kernels.cpp"]
         jobs.append([*command, *own, "-o", folder / f"kernels_{name}.o"])
     sources = [csrc / f"{name}.cpp" for name in setup["CPU_SOURCES"] if name != "bindings"]
-    for source in (*sources, SOURCES / "replay.cpp"):
+    for source in (*sources, SOURCES / "replay.cpp", SOURCES / "counts.cpp"):
         jobs.append([*command, "-c", source, "-o", folder / f"{source.stem}.o"])
     return command, jobs
 

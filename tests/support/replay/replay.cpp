@@ -1,7 +1,9 @@
 // Runs the calls that tests/support/cpu_replay.py has written to a file, without Python or torch,
 // and compares what they leave in memory with what is written there, bit for bit.
 //
-//     replay FILE THREADS TEAM    TEAM is the library of team.cpp
+//     replay FILE THREADS TEAM [COUNTS]
+//
+// TEAM is the library of team.cpp, COUNTS a file for the counts of counts.h.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -11,6 +13,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "counts.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "ops.h"
@@ -110,9 +113,10 @@ bool Same(const Call& call, const char* found, const std::vector<char>& wanted) 
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) Fail("usage: replay FILE THREADS TEAM");
+  if (count < 4 || count > 5) Fail("usage: replay FILE THREADS TEAM [COUNTS]");
   std::FILE* file = std::fopen(arguments[1], "rb");
   const int threads = std::atoi(arguments[2]);
+  std::FILE* counted = count == 5 ? std::fopen(arguments[4], "wb") : nullptr;
   if (file == nullptr || threads < 1) Fail("no such file, or no threads");
   if (dlopen(arguments[3], RTLD_NOW) == nullptr) Fail(dlerror());
   if (!fused_optim_cpu::UseRuntime(arguments[3])) Fail("the team has no GOMP_parallel");
@@ -124,11 +128,14 @@ int main(int count, char** arguments) {
     char* arena = ReadArena(file, bytes);
     std::vector<char> wanted(bytes);
     if (std::fread(wanted.data(), 1, bytes, file) != bytes) Fail("the file ends too early");
+    counts::Begin(arena, bytes);
     Run(call, threads);
+    if (counted != nullptr) counts::Write(counted);
     ++calls;
     wrong += Same(call, arena, wanted) ? 0 : 1;
     munmap(arena, bytes);
   }
+  if (counted != nullptr) std::fclose(counted);
   std::printf("%s: %d calls, %d differ\n", fused_optim_cpu::Chosen().name, calls, wrong);
   return wrong == 0 && calls > 0 ? 0 : 1;
 }
