@@ -9,6 +9,7 @@ needed.
 """
 
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = runpy.run_path(str(ROOT / "fused_optim/ops.py"))["KERNELS"]
@@ -53,8 +55,35 @@ X86_KERNELS = {
 }
 
 
+BUILT: dict[str, dict] = {}
+"""What becomes of each extension, by its use. `python -m fused_optim` says it, as pip does not."""
+
+
 class NotPossible(Exception):
-    """The extension can't be built here; the message says why."""
+    """The extension can't be built here; the message says why.
+
+    The cause is a word for `fused_optim/backends/installation.py`, which knows what to do about it.
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def leave_out(what: str, reason: object, cause: str) -> None:
+    """Note that an extension is not built, and why."""
+    BUILT[what] = {"built": False, "reason": str(reason), "cause": cause}
+
+
+def write_record(folder: Path) -> None:
+    """Write what was built, and what not, into a folder of the package.
+
+    Nothing in it differs between two builds of the same on the same machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"python": sys.implementation.cache_tag, "platform": sysconfig.get_platform()}
+    text = json.dumps({**record, "extensions": BUILT}, indent=2, sort_keys=True)
+    (folder / "_build.json").write_text(text + "\n")
 
 
 def request_of(variable: str) -> str:
@@ -75,7 +104,9 @@ def find_cxx() -> str:
     for command in [asked] if asked else ["g++", "clang++"]:
         if shutil.which(shlex.split(command)[0]):
             return command
-    raise NotPossible(f"no C++ compiler: {asked or 'neither g++ nor clang++'} is on PATH")
+    raise NotPossible(
+        f"no C++ compiler: {asked or 'neither g++ nor clang++'} is on PATH", "compiler"
+    )
 
 
 def pypi_toolkits() -> list[Path]:
@@ -98,7 +129,9 @@ def find_nvcc() -> Path:
         nvcc = Path(home) / "bin" / "nvcc"
         if nvcc.is_file():
             return nvcc
-    raise NotPossible("no CUDA compiler: nvcc is not on PATH, in CUDA_HOME, or installed from PyPI")
+    raise NotPossible(
+        "no CUDA compiler: nvcc is not on PATH, in CUDA_HOME, or installed from PyPI", "compiler"
+    )
 
 
 def library_flags(nvcc: Path) -> list[str]:
@@ -121,7 +154,7 @@ def supported_architectures(nvcc: Path) -> set[str]:
     """Return what the compiler knows, as "90" and the like."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
     if listed.returncode != 0:
-        raise NotPossible(f"{nvcc} does not run: {listed.stderr.strip()}")
+        raise NotPossible(f"{nvcc} does not run: {listed.stderr.strip()}", "compiler")
     return set(re.findall(r"compute_(\w+)", listed.stdout))
 
 
@@ -165,7 +198,8 @@ def wanted_architectures() -> tuple[str, bool]:
     if not here:
         raise NotPossible(
             "no GPU is here to build kernels for; FUSED_OPTIM_CUDA_ARCHS=9.0 builds them for "
-            "another machine's, FUSED_OPTIM_CUDA_ARCHS=all for every one"
+            "another machine's, FUSED_OPTIM_CUDA_ARCHS=all for every one",
+            "gpu",
         )
     return here, True
 
@@ -179,19 +213,21 @@ def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
         NotPossible: the compiler knows none of them.
     """
     architectures, asked = wanted_architectures()
-    known, codes = supported_architectures(nvcc), {}
+    known, codes, unknown = supported_architectures(nvcc), {}, []
     for number, ptx in versions_in(architectures):
         if number in known:
             made = ["sm"] * bool(asked or not ptx) + ["compute"] * ptx
             codes |= {f"{kind}_{number}": number for kind in made}
         elif asked:
+            unknown.append(number)
             print(
                 f"fused_optim: {nvcc} knows no architecture {number!r} of {architectures!r}, so no "
                 f"kernels are built for it; it has {sorted(known)}",
                 file=sys.stderr,
             )
     if not codes:
-        raise NotPossible(f"{nvcc} knows no architecture of {architectures!r}")
+        raise NotPossible(f"{nvcc} knows no architecture of {architectures!r}", "architectures")
+    BUILT["CUDA"] = {"for": list(codes), "unknown": unknown}
     flags = [f"-gencode=arch=compute_{number},code={code}" for code, number in codes.items()]
     return flags, " ".join(codes)
 
@@ -251,6 +287,7 @@ def cpu_script(output: Path) -> str:
     common = quoted(*compiler, *HOST_FLAGS, *CPU_FLAGS, "-DFUSED_OPTIM_CPU=1")
     strip = () if sys.platform == "darwin" else ("-Wl,-s",)
     undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    BUILT["CPU"] = {"for": [isa for isa, _ in sets.values()]}
     lines = [
         f"builddir = {escaped(output.parent)}",
         *rule("host", f"{common} {quoted(*bindings_flags())}"),
@@ -284,7 +321,7 @@ def run_ninja(folder: Path) -> None:
     on_path = None if own else shutil.which("ninja")
     command = [on_path] if on_path else [sys.executable, "-m", "ninja"]
     if subprocess.run([*command, "-f", folder / "build.ninja"], cwd=ROOT).returncode != 0:
-        raise NotPossible("it did not compile; the compiler's message is above")
+        raise NotPossible("it did not compile; the compiler's message is above", "compilation")
 
 
 def say_how_long(what: str, script: str) -> None:
@@ -311,8 +348,23 @@ EXTENSIONS = {
 """By an extension's name: its use, its sources, its build, what finds the compiler, platforms."""
 
 
+class BuildModules(build_py):
+    """Copies the modules, and writes beside them what no compiler is asked for."""
+
+    def run(self) -> None:
+        """Copy, and write the record; `BuildKernels` writes it again once there is more to say."""
+        super().run()
+        write_record((ROOT if self.editable_mode else Path(self.build_lib)) / "fused_optim")
+
+
 class BuildKernels(build_ext):
     """Compiles csrc/ through ninja: for GPUs with nvcc, for CPUs with a C++ compiler."""
+
+    def run(self) -> None:
+        """Build, and write what became of it beside the modules."""
+        super().run()
+        if self.inplace or self.extensions:
+            write_record((ROOT if self.inplace else Path(self.build_lib)) / "fused_optim")
 
     def build_extension(self, ext: Extension) -> None:
         """Build into build/, where the next build finds what did not change, and copy."""
@@ -337,6 +389,7 @@ class BuildKernels(build_ext):
                     f"FUSED_OPTIM_{what}=1 requires the {what} extension: {reason}"
                 ) from None
             print(f"fused_optim is built without its {what} extension: {reason}", file=sys.stderr)
+            leave_out(what, str(reason).replace(" is above", " was printed"), reason.cause)
             for stale in (target, ROOT / "fused_optim" / target.name):
                 stale.unlink(missing_ok=True)
             return
@@ -344,6 +397,7 @@ class BuildKernels(build_ext):
         # A process may run the last build: its file is replaced, and not written over.
         shutil.copyfile(output, target.with_suffix(".new"))
         os.replace(target.with_suffix(".new"), target)
+        BUILT[what]["built"] = True
 
     def get_outputs(self) -> list[str]:
         """Return what was built, which may be nothing."""
@@ -356,16 +410,18 @@ def extensions() -> list[Extension]:
     for name, (what, sources, _, find_compiler, platforms) in EXTENSIONS.items():
         request = request_of(f"FUSED_OPTIM_{what}")
         if request == "0":
+            leave_out(what, f"FUSED_OPTIM_{what}=0 was set", "unwanted")
             continue
         try:
             if sys.platform not in platforms:
-                raise NotPossible(f"it is built on {' and '.join(platforms)} only")
+                raise NotPossible(f"it is built on {' and '.join(platforms)} only", "platform")
             find_compiler()
         except NotPossible as reason:
             if request == "1":
                 raise SystemExit(
                     f"FUSED_OPTIM_{what}=1 requires the {what} extension: {reason}"
                 ) from None
+            leave_out(what, reason, reason.cause)
             continue
         found.append(Extension(name, sources=list(sources), optional=True))
     return found
@@ -379,5 +435,5 @@ setup(
     ],
     package_dir={"fused_optim.triton_kernels": "triton_kernels"},
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildModules},
 )

@@ -6,6 +6,8 @@
 backend they will use, and why.
 """
 
+import pathlib as _pathlib
+
 from fused_optim import schedules, torch_compat
 from fused_optim._version import __version__
 from fused_optim.backends import diagnostics
@@ -55,3 +57,8 @@ __all__ = [
     "torch_compat",
     *schedules.__all__,
 ]
+
+_ROOT = _pathlib.Path(__file__).resolve().parents[1]
+if (_ROOT / "csrc" / "ops.h").is_file():
+    # In a checkout the Triton kernels lie beside this folder, installed or not.
+    __path__.append(str(_ROOT))  # noqa: F405

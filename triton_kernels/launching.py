@@ -6,6 +6,7 @@ before anything ran. The launch is tried once more with a folder of this process
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -13,10 +14,13 @@ import tempfile
 import torch
 import triton
 
+from .compiling import announced
+
 launches = 0
 """Kernels launched so far; tests count them."""
 
 _OPTIONS = {"enable_fp_fusion": False}
+_launched: set = set()  # kernels with their constants and devices, compiled already
 
 
 def arguments_of(tables, name: str) -> tuple:
@@ -44,7 +48,12 @@ def launch(kernel, programs: int, *args, device: torch.device, **constants) -> N
     global launches
     if programs == 0:
         return
-    _on_device(kernel, device, lambda options: kernel[(programs,)](*args, **constants, **options))
+    kind = (kernel, device, *constants.values())
+    with contextlib.nullcontext() if kind in _launched else announced():
+        _on_device(
+            kernel, device, lambda options: kernel[(programs,)](*args, **constants, **options)
+        )
+    _launched.add(kind)
     launches += 1
 
 
@@ -52,7 +61,8 @@ def compile_ahead(kernel, *args, device: torch.device, **constants) -> None:
     """Compile a kernel as `launch` would, and raise as it does, so that its launch can't fail."""
     if not interpreted(kernel):
         options = {**constants, "grid": (1,)}
-        _on_device(kernel, device, lambda more: kernel.warmup(*args, **options, **more))
+        with announced():
+            _on_device(kernel, device, lambda more: kernel.warmup(*args, **options, **more))
 
 
 def _on_device(kernel, device: torch.device, run) -> None:

@@ -113,7 +113,8 @@ def give_up(backend: str, reason: object) -> None:
         _given_up[backend] = f"it failed before: {reason}"
         warnings.warn(
             f"the {backend} backend failed and nothing was changed ({reason}); this and later "
-            "steps run on the eager backend, which is slower",
+            "steps run on the eager backend, which is slower; `python -m fused_optim` says what is "
+            "here, and backend='eager' keeps this warning away",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -159,7 +160,8 @@ def _why_not_on(device: int) -> str | None:
     reason = load("cuda").why_not(device)
     if reason is not None:
         warnings.warn(
-            f"the cuda backend can't run here, and a slower one does: {reason}",
+            f"the cuda backend can't run here, and a slower one does: {reason}; "
+            "`python -m fused_optim` says which command mends it",
             RuntimeWarning,
             stacklevel=4,
         )

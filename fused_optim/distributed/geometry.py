@@ -118,7 +118,10 @@ def shard_of(tensor: torch.Tensor) -> Shard | None:
         )
     order = getattr(tensor._spec, "shard_order", None) or ()
     if any(list(entry.mesh_dims) != sorted(entry.mesh_dims) for entry in order):
-        raise ValueError(f"is a DTensor that is split in the order {order}; redistribute it")
+        raise ValueError(
+            f"is a DTensor that is split in the order {order}, and only the order of the mesh's "
+            "dimensions can be updated; redistribute it to that"
+        )
     shard = shard_at(mesh, placements, tensor.shape)
     local = tuple(getattr(tensor, LOCAL).shape)
     if local != shard.shape:

@@ -77,7 +77,10 @@ class GradientAccumulator:
         gradients = _listed(gradients)
         buffers = self._buffers or [self._buffer(gradient) for gradient in gradients]
         if len(buffers) != len(gradients):
-            raise ValueError(f"Expected {len(buffers)} gradients, but got {len(gradients)}")
+            raise ValueError(
+                f"Expected {len(buffers)} gradients, but got {len(gradients)}; pass those of the "
+                "parameters of the first call, None for one that has none"
+            )
         added: list[tuple[torch.Tensor, torch.Tensor]] = []
         for index, (buffer, gradient) in enumerate(zip(buffers, gradients, strict=True)):
             if buffer is not None and gradient is not None:
@@ -100,9 +103,15 @@ class GradientAccumulator:
 
     def _check(self, index: int, buffer: torch.Tensor, gradient: torch.Tensor) -> None:
         if gradient.layout is not torch.strided:
-            raise ValueError(f"gradient {index} has layout {gradient.layout}; only dense ones work")
+            raise ValueError(
+                f"gradient {index} has layout {gradient.layout}; only dense ones work, use "
+                "sparse=False in the embedding"
+            )
         if gradient.dtype not in precision.SUPPORTED_DTYPES:
-            raise ValueError(f"gradient {index} is {gradient.dtype}, not a float")
+            raise ValueError(
+                f"gradient {index} is {gradient.dtype}, not a float; pass the "
+                "gradients of floating-point parameters"
+            )
         same_dtype = self._dtype is not None or gradient.dtype is buffer.dtype
         if gradient.shape != buffer.shape or gradient.device != buffer.device or not same_dtype:
             raise ValueError(

@@ -120,7 +120,10 @@ def pack(bucket: Bucket) -> Packed:
         if not walks:
             block = plan_layout.block(per_element(entry, family), entry.shard)
             if block is None:
-                raise ValueError("a tensor has too many dimensions for a layout block")
+                raise ValueError(
+                    f"a tensor of {entry.param.dim()} dimensions is not in the order of its "
+                    "memory, and has too many for a layout block; pass p.contiguous()"
+                )
             blocks.append(block)
             block_of.append(index)
         record = _record(entry, family)

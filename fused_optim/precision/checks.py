@@ -28,10 +28,14 @@ def check_param(param: torch.Tensor, where: str) -> None:
         )
     if param.dtype not in modes.SUPPORTED_DTYPES:
         raise ValueError(
-            f"{where} is {param.dtype}; parameters must be float32, float64, float16 or bfloat16"
+            f"{where} is {param.dtype}; parameters must be float32, float64, float16 or "
+            "bfloat16; cast it, or leave it out of the optimizer"
         )
     if param.layout is not torch.strided:
-        raise ValueError(f"{where} has layout {param.layout}; only dense parameters are supported")
+        raise ValueError(
+            f"{where} has layout {param.layout}; only dense parameters are supported, pass "
+            "p.to_dense()"
+        )
     if param.is_neg():
         raise ValueError(f"{where} is a view that shows its memory negated; pass p.resolve_neg()")
     fault = memory_fault(param)
@@ -70,10 +74,16 @@ def local_gradient(
         RuntimeError: no backend can use it.
     """
     if not isinstance(grad, torch.Tensor):
-        raise RuntimeError(f"{optimizer}: the main_grad of {where} is {grad!r}, not a tensor")
+        raise RuntimeError(
+            f"{optimizer}: the main_grad of {where} is {grad!r}, not a tensor; "
+            "put a gradient of the parameter's shape there, or delete the attribute"
+        )
     if geometry.is_dtensor(grad) is not geometry.is_dtensor(param):
         if geometry.is_dtensor(param):
-            raise RuntimeError(f"{optimizer}: {where} is a DTensor and its gradient is none")
+            raise RuntimeError(
+                f"{optimizer}: {where} is a DTensor and its gradient is none; "
+                "distribute it as the parameter is, by torch.distributed.tensor.distribute_tensor"
+            )
         raise RuntimeError(
             f"{optimizer}: the gradient of {where} is a DTensor and the parameter is none; use "
             "grad.to_local(), or shard both"
@@ -97,7 +107,10 @@ def _check_gradient(grad: torch.Tensor, param: torch.Tensor, optimizer: str, whe
             f"{grad.layout}. Use sparse=False in the embedding, or torch.optim.SparseAdam"
         )
     if grad.dtype not in modes.SUPPORTED_DTYPES:
-        raise RuntimeError(f"{optimizer}: the gradient of {where} is {grad.dtype}, not a float")
+        raise RuntimeError(
+            f"{optimizer}: the gradient of {where} is {grad.dtype}, not a "
+            "float; cast it to the parameter's dtype"
+        )
     if grad.shape != param.shape or grad.device != param.device:
         raise RuntimeError(
             f"{optimizer}: the gradient of {where} has shape {tuple(grad.shape)} on {grad.device}, "

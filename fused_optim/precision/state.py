@@ -70,7 +70,10 @@ def check(
     needed = [tensor.key for tensor in spec if tensor.needed and not tensor.may_begin_late]
     if capturable and isinstance(step, torch.Tensor):
         if step.numel() != 1:
-            raise ValueError(f"state 'step' has shape {tuple(step.shape)}; it should be one number")
+            raise ValueError(
+                f"state 'step' has shape {tuple(step.shape)}; it should be one number; "
+                f"{state_values.REMEDY}"
+            )
         started = any(state.get(key) is not None for key in needed)
     else:
         started = state_values.step_count(step) > 0

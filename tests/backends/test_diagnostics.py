@@ -1,5 +1,6 @@
 """`python -m fused_optim`, and what the environment variable FUSED_OPTIM_BACKEND may name."""
 
+import json
 import runpy
 import sys
 
@@ -46,15 +47,33 @@ def param(dtype=torch.float32):
 def test_the_command_prints_the_report(command):
     status, out, errors = command()
     assert (status, out, errors) == (0, fused_optim.info() + "\n", "")
-    headings = [line for line in out.splitlines() if line and not line.startswith(" ")]
-    assert headings == ["versions", "devices", "backend of each optimizer", "why not a faster one"]
+    headings = [line.split(",")[0] for line in out.splitlines() if line and line[0] != " "]
+    assert [line for line in headings if line != "environment"] == [
+        *("versions", "devices", "what was built"),
+        *("backend of each optimizer", "why not a faster one"),
+    ]
+
+
+def test_the_report_as_json_is_all_of_it(command, name_backend):
+    name_backend("eager")
+    status, out, errors = command("--json")
+    assert (status, errors) == (0, "")
+    found = json.loads(out)
+    assert found["environment"]["FUSED_OPTIM_BACKEND"] == "eager"
+    assert found["backends"]["cpu"]["torch_compat.AdamW"] == "eager"
+    assert found["extensions"].keys() == {"cuda", "cpu"}
+    assert found["why_not"].keys() == {"cuda", "triton", "cpu"}
+    text = fused_optim.info()
+    told = [*found["versions"].values(), *found["devices"].values(), *found["why_not"].values()]
+    told += [extension["says"] for extension in found["extensions"].values()]
+    assert [one for one in (*told, found["folder"]) if one not in text] == []
 
 
 def test_the_command_explains_itself(command):
     status, out, errors = command("--help")
     assert (status, errors) == (0, "")
-    assert out.startswith("usage: python -m fused_optim [-h] [--version]\n")
-    assert "which backend each optimizer will use" in out
+    assert out.startswith("usage: python -m fused_optim [-h] [--version] [--json]\n")
+    assert "which backend each optimizer will use" in " ".join(out.split())
     assert command("--version") == (0, f"fused_optim {fused_optim.__version__}\n", "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -54,6 +55,11 @@ def test_no_compiler_is_no_error_unless_it_is_asked_for(source: Path, request_: 
     assert (status != 0) == (request_ == "1"), output
     assert ("no C++ compiler: neither g++ nor clang++ is on PATH" in output) == (request_ == "1")
     assert not list((source / "fused_optim").glob("*.so"))
+    if status == 0:  # what pip hides, `python -m fused_optim` says
+        record = json.loads((source / "fused_optim" / "_build.json").read_text())
+        found = record["extensions"]["CPU"]
+        assert found["cause"] == ("unwanted" if request_ == "0" else "compiler")
+        assert not found["built"] and record["python"] == sys.implementation.cache_tag
 
 
 @pytest.mark.parametrize("request_", ["auto", "1"])

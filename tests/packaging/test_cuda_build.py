@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -96,6 +97,11 @@ def checkout(to: Path) -> Path:
     return to
 
 
+def recorded(package: Path) -> dict:
+    """What a build wrote of the CUDA extension, for `python -m fused_optim` to say."""
+    return json.loads((package / "_build.json").read_text())["extensions"]["CUDA"]
+
+
 def fake_driver(folder: Path, *capabilities: str) -> None:
     """Put a nvidia-smi into a folder that shows GPUs of some compute capabilities, or none."""
     program = folder / "nvidia-smi"
@@ -161,6 +167,10 @@ def test_a_compiler_that_fails(tmp_path: Path, request_: str, fails: bool) -> No
     assert (status != 0) == fails, output
     assert "did not compile" in output
     assert not list((source / "fused_optim").glob("*.so"))
+    if not fails:
+        found = recorded(source / "fused_optim")
+        assert (found["built"], found["cause"]) == (False, "compilation")
+        assert "the compiler's message was printed" in found["reason"]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,9 @@ def test_architectures(tmp_path: Path, variables: dict[str, str], flags: list[st
     assert [word.rpartition("code=")[2] for word in generated] == flags
     assert ("knows no architecture '52' of '5.2;9.0" in output) == ("5.2;" in str(variables))
     assert len(list((source / "fused_optim").glob("_C.*.so"))) == 1
+    found = recorded(source / "fused_optim")
+    assert found["built"] and found["for"] == flags
+    assert ("52" in found["unknown"]) == ("5.2;" in str(variables))
 
 
 @pytest.mark.skipif(not find_spec("ninja"), reason="needs the ninja that a build takes first")
@@ -215,7 +228,8 @@ def test_kernels_are_built_for_the_gpus_that_are_here(tmp_path: Path, request_: 
     status, output = run(*command, cwd=source, path=path, **variables)
     assert status == 0, output
     assert "compiling its CUDA extension for sm_90, sm_80: about 3 min on 2 cores" in output
-    (library,) = (source / "out" / "fused_optim").iterdir()
+    (library,) = (source / "out" / "fused_optim").glob("*.so")
+    assert recorded(library.parent)["for"] == ["sm_90", "sm_80"]
     with open(library) as loaded:
         again = run(*command, cwd=source, path=path, **variables)[1]
         assert os.fstat(loaded.fileno()).st_ino != library.stat().st_ino  # a process may run it
@@ -234,6 +248,43 @@ def test_without_a_gpu_none_are_built_unless_it_is_said_for_which(tmp_path: Path
     assert "without its CUDA extension: no GPU is here to build kernels for" in output
     assert "FUSED_OPTIM_CUDA_ARCHS=all" in output
     assert not list((source / "fused_optim").glob("_C.*.so"))
+    found = recorded(source / "fused_optim")
+    assert (found["built"], found["cause"]) == (False, "gpu")
+    assert "no GPU is here to build kernels for" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "cause"),
+    [
+        ({}, "compiler"),
+        ({"FUSED_OPTIM_CUDA": "0"}, "unwanted"),
+        ({"FUSED_OPTIM_CUDA_ARCHS": "1.0"}, "architectures"),
+    ],
+)
+def test_a_build_leaves_word_of_what_it_left_out(
+    tmp_path: Path, variables: dict[str, str], cause: str
+) -> None:
+    """Also where there is nothing to compile, and again once there is no reason any more."""
+    source = tmp_path / "source"
+    source.mkdir()
+    checkout(source)
+    path = system_path(tmp_path)
+    nvcc = fake_nvcc(tmp_path / "bin", compiles=True)
+    with_nvcc = f"{nvcc.parent}{os.pathsep}{path}"
+    command = (sys.executable, "setup.py", "-q", "build", "--build-lib", "out")
+    seen = path if cause == "compiler" else with_nvcc
+    status, output = run(*command, cwd=source, path=seen, CXX=str(nvcc), **variables)
+    assert status == 0, output
+    found = recorded(source / "out" / "fused_optim")
+    assert (found["built"], found["cause"]) == (False, cause)
+    built = {"FUSED_OPTIM_CUDA_ARCHS": "9.0", "CXX": str(nvcc)}
+    status, output = run(*command, cwd=source, path=with_nvcc, **built)
+    assert status == 0, output
+    assert recorded(source / "out" / "fused_optim") == {
+        "built": True,
+        "for": ["sm_90"],
+        "unknown": [],
+    }
 
 
 def test_a_second_build_compiles_nothing(tmp_path: Path) -> None:

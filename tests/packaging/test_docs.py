@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ pytest.importorskip("pandas")
 import adafactor_page
 import backward_page
 import eight_bit_page
+import messages_page
 import offloading_page
 import readme_page
 import scaling_page
@@ -135,17 +135,9 @@ def test_every_schedule_has_a_picture() -> None:
     assert names | {"adafactor"} == schedule_pictures.PICTURES.keys()
 
 
-def messages() -> list[str]:
-    """Return the strings of the package; what f-strings fill in is a NUL."""
-    found = []
-    for path in sorted(ROOT.glob("fused_optim/**/*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = (getattr(part, "value", None) for part in node.values)
-                found.append("".join(p if isinstance(p, str) else "\0" for p in parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+def test_the_page_of_messages_is_what_the_code_says() -> None:
+    page = messages_page.PAGE.read_text()
+    assert written_pages.filled(page, messages_page.TABLES) == page
 
 
 def test_troubleshooting_quotes_messages_of_the_code() -> None:
@@ -154,7 +146,7 @@ def test_troubleshooting_quotes_messages_of_the_code() -> None:
         r"^### `+(.+?)`+$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE
     )
     assert len(quoted) >= 20
-    texts = messages()
+    texts = messages_page.texts()
     for heading in quoted:
         pieces = [re.escape(piece.strip()) for piece in heading.split("…") if piece.strip(" :,;(")]
         pattern = re.compile(".*?".join(pieces), re.DOTALL)
@@ -208,10 +200,11 @@ def test_commands_of_the_benchmarks_exist_with_their_options(page: Path) -> None
         (support_page, "PAGE", "gpu"),
         (eight_bit_page, "PAGE", "codes"),
         (offloading_page, "PAGE", "costs"),
+        (messages_page, "PAGE", "messages"),
     ],
     ids=[
         *("readme", "benchmarks", "adafactor", "in_backward"),
-        *("precision", "scaling", "support", "8 bits", "offloading"),
+        *("precision", "scaling", "support", "8 bits", "offloading", "messages"),
     ],
 )
 def test_pages_are_rewritten_when_asked_to(

@@ -1,5 +1,6 @@
 """The package as its users get it: what is built, what is in it, and what an import does."""
 
+import json
 import os
 import re
 import runpy
@@ -145,7 +146,9 @@ def test_sdist_has_every_source_file(sdist: Path) -> None:
         files = (path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES)
         expected |= {path.relative_to(ROOT).as_posix() for path in files}
     assert expected - shipped == set()
-    assert not [name for name in shipped if "__pycache__" in name or name.endswith(".so")]
+    assert not [
+        name for name in shipped if "__pycache__" in name or name.endswith((".so", "_build.json"))
+    ]
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -159,6 +162,12 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     modules |= {f"fused_optim/{path.relative_to(ROOT).as_posix()}" for path in triton}
     assert {name for name in names if name.endswith(".py")} == modules
     assert "fused_optim/py.typed" in names
+    with zipfile.ZipFile(wheel) as archive:  # `python -m fused_optim` says what pip does not
+        record = json.loads(archive.read("fused_optim/_build.json"))["extensions"]
+    assert {what: found["cause"] for what, found in record.items()} == {
+        "CUDA": "unwanted",
+        "CPU": "unwanted",
+    }
 
 
 def test_everything_that_is_shipped_carries_the_licence(
@@ -239,6 +248,34 @@ def test_editable_install_finds_the_triton_folder(source: Path, tmp_path: Path) 
     assert found["package"] == checkout / "fused_optim" / "__init__.py"
     assert found["triton"] == checkout / "triton_kernels" / "__init__.py"
     assert not found["stray"].is_relative_to(checkout)
+
+
+def test_an_editable_install_says_what_it_left_out(source: Path, tmp_path: Path) -> None:
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    python = fresh_environment(tmp_path / "env")
+    install(python, "--editable", checkout)
+    found = json.loads(run(python, "-I", "-m", "fused_optim", "--json", cwd=tmp_path))
+    for what, extension in zip(("CUDA", "CPU"), found["extensions"].values(), strict=True):
+        assert extension["says"] == f"not built: FUSED_OPTIM_{what}=0 was set"
+        assert extension["remedy"].endswith(f"pip install --no-deps -e {checkout}")
+    assert found["hidden"] is None
+
+
+def test_a_checkout_hides_what_is_installed_and_says_so(
+    source: Path, installed: Path, tmp_path: Path
+) -> None:
+    """Python prefers the folder where it starts; its Triton kernels are found all the same."""
+    checkout = shutil.copytree(source, tmp_path / "with space")
+    found = locate(installed, cwd=checkout)
+    assert found["package"] == checkout / "fused_optim" / "__init__.py"
+    assert found["triton"] == checkout / "triton_kernels" / "__init__.py"
+    told = json.loads(run(installed, "-m", "fused_optim", "--json", cwd=checkout))
+    there = installed.parents[1]
+    assert told["hidden"].startswith(f"{checkout / 'fused_optim'} was imported, and hides what")
+    assert str(there) in told["hidden"]
+    assert "nothing was installed from this folder" in told["extensions"]["cpu"]["says"]
+    elsewhere = json.loads(run(installed, "-m", "fused_optim", "--json", cwd=tmp_path))
+    assert elsewhere["hidden"] is None
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

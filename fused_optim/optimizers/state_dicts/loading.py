@@ -112,7 +112,9 @@ def _converted_state(optimizer, home: _Home, saved: Any) -> tuple[dict[str, Any]
     kept as they are, on the parameter's device.
     """
     if not isinstance(saved, Mapping):
-        raise ValueError(f"its state is {saved!r}; it should be a dict of tensors")
+        raise ValueError(
+            f"its state is {saved!r}; it should be a dict of tensors; load the dict as it was saved"
+        )
     if not saved:
         return {}, None
     group, param = home.group, home.param

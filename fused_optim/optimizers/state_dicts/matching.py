@@ -29,9 +29,15 @@ def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence
             raise ValueError(f"the dict has no {key!r} but {_few(state_dict)}; {remedy}")
     states, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(states, Mapping):
-        raise ValueError(f"'state' is a {type(states).__name__}; it should be a dict by parameter")
+        raise ValueError(
+            f"'state' is a {type(states).__name__}; it should be a dict by parameter; "
+            "load the dict as it was saved"
+        )
     if not isinstance(groups, (list, tuple)):
-        raise ValueError(f"'param_groups' is a {type(groups).__name__}; it should be a list")
+        raise ValueError(
+            f"'param_groups' is a {type(groups).__name__}; it should be a list; load the dict "
+            "as it was saved"
+        )
     for index, group in enumerate(groups):
         params = group.get("params") if isinstance(group, Mapping) else None
         if not isinstance(params, (list, tuple)):
@@ -43,13 +49,21 @@ def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence
         if names is not None and not (
             isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
         ):
-            raise ValueError(f"'param_names' of group {index} is no list of names: {_few(names)}")
+            raise ValueError(
+                f"'param_names' of group {index} is no list of names: {_few(names)}; "
+                "load the dict as it was saved, or remove the key to load by position"
+            )
     every = [param_id for group in groups for param_id in group["params"]]
     if not all(isinstance(param_id, Hashable) for param_id in every):
-        raise ValueError("'params' of a group has no ids, but things that can't be looked up")
+        raise ValueError(
+            "'params' of a group has no ids, but things that can't be looked up; "
+            "load the dict as it was saved"
+        )
     ids = set(every)
     if len(ids) != len(every):
-        raise ValueError("an id occurs twice in the 'params' of the dict's groups")
+        raise ValueError(
+            "an id occurs twice in the 'params' of the dict's groups; load the dict as it was saved"
+        )
     if not ids & states.keys():
         from_json = {key: int(key) for key in states if isinstance(key, str) and key.isdigit()}
         if ids & set(from_json.values()):
