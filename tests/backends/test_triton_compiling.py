@@ -66,10 +66,13 @@ def test_compiling_ahead_is_announced(capfd: pytest.CaptureFixture) -> None:
     assert capfd.readouterr().err.count(LINE) == 1
 
 
-def test_kernels_that_are_quick_alone_are_long_together(capfd: pytest.CaptureFixture) -> None:
+def test_kernels_that_are_quick_alone_are_long_together(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "PATIENCE", 1.0)
     for _ in range(3):
         assert not capfd.readouterr().err
-        launch(Kernel(0.03))
+        launch(Kernel(0.4))
     assert capfd.readouterr().err.count(LINE) == 1
 
 
