@@ -53,7 +53,9 @@ def run(*command: str | Path, cwd: Path, fails: bool = False, **env: str) -> str
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, so that no build sees, or leaves, anything in it."""
     copy = tmp_path_factory.mktemp("source")
-    built = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", ".*_cache", ".benchmarks")
+    built = shutil.ignore_patterns(
+        *("__pycache__", "*.so", "_build.json", "*.egg-info", ".*_cache", ".benchmarks")
+    )
     for entry in ROOT.iterdir():
         if entry.is_file():
             shutil.copy(entry, copy)
@@ -145,6 +147,7 @@ def test_sdist_has_every_source_file(sdist: Path) -> None:
     for folder in SHIPPED:
         files = (path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES)
         expected |= {path.relative_to(ROOT).as_posix() for path in files}
+    expected.discard("fused_optim/_build.json")  # what a build of this checkout left
     assert expected - shipped == set()
     assert not [
         name for name in shipped if "__pycache__" in name or name.endswith((".so", "_build.json"))

@@ -39,20 +39,7 @@ def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence
             "as it was saved"
         )
     for index, group in enumerate(groups):
-        params = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(params, (list, tuple)):
-            raise ValueError(
-                f"group {index} is no dict with a list 'params': {_few(group)}; load the dict as "
-                "it was saved"
-            )
-        names = group.get("param_names")
-        if names is not None and not (
-            isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        ):
-            raise ValueError(
-                f"'param_names' of group {index} is no list of names: {_few(names)}; "
-                "load the dict as it was saved, or remove the key to load by position"
-            )
+        _check_group(index, group)
     every = [param_id for group in groups for param_id in group["params"]]
     if not all(isinstance(param_id, Hashable) for param_id in every):
         raise ValueError(
@@ -69,6 +56,24 @@ def sections(state_dict: Mapping[str, Any]) -> tuple[Mapping[Any, Any], Sequence
         if ids & set(from_json.values()):
             states = {from_json.get(key, key): value for key, value in states.items()}
     return states, groups
+
+
+def _check_group(index: int, group: Any) -> None:
+    """Refuse a parameter group that has no list of parameters, or no list of their names."""
+    params = group.get("params") if isinstance(group, Mapping) else None
+    if not isinstance(params, (list, tuple)):
+        raise ValueError(
+            f"group {index} is no dict with a list 'params': {_few(group)}; load the dict as "
+            "it was saved"
+        )
+    names = group.get("param_names")
+    if names is not None and not (
+        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(
+            f"'param_names' of group {index} is no list of names: {_few(names)}; "
+            "load the dict as it was saved, or remove the key to load by position"
+        )
 
 
 def in_order_of(
