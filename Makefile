@@ -29,7 +29,7 @@ PYTEST = "$(PY)" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest
 PLUGINS = $(shell "$(PY)" -c "from importlib.util import find_spec as has; print( \
     '-n $(WORKERS) --dist loadfile' if has('xdist') else '', \
     '--timeout 600' if has('pytest_timeout') else '')")
-CUDA_SOURCES := $(wildcard $(foreach dir,csrc csrc/*,\
+CUDA_SOURCES := $(wildcard $(foreach dir,csrc csrc/* tests/support tests/support/*,\
     $(foreach ext,cpp cu cuh h hpp,$(dir)/*.$(ext))))
 
 .PHONY: help

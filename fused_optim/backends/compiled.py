@@ -18,7 +18,8 @@ from fused_optim.backends.interface import BucketKey, Counts, Launch, Needs, Sha
 from fused_optim.ops import FAMILIES
 from fused_optim.precision import DTYPE_TAGS
 
-_MODES = {"none": 0, "nearest": 1, "stochastic": 2, "kahan": 3, "split": 4, "master": 5}
+MODES = {"none": 0, "nearest": 1, "stochastic": 2, "kahan": 3, "split": 4, "master": 5}
+"""Mode of csrc/ops.h, by name."""
 
 
 class Elementwise:
@@ -75,7 +76,7 @@ class Elementwise:
         return self.extension.Launch(
             **self.place(key.device),
             dtype=DTYPE_TAGS[key.dtype],
-            mode=_MODES[key.mode],
+            mode=MODES[key.mode],
             tensors=len(tables.records),
             records=tables.records.data_ptr(),
             rows=tables.rows.data_ptr(),

@@ -109,7 +109,7 @@ class FusedOptimizer(
     _group_options: ClassVar[tuple[str, ...]] = ()  # common options that torch keeps in its groups
     _aliases: ClassVar[dict[str, str]] = {}  # a peer's key of the state to this optimizer's
     _foreign: ClassVar[tuple[str, ...]] = ()  # keys of the state that only other optimizers have
-    _shows_torch_steps: ClassVar[bool] = False  # as 0-d tensors, in state dicts
+    _shows_torch_steps: ClassVar[bool] = False  # step counts of state dicts are tensors
     _attributes: ClassVar[tuple[str, ...]] = validation.OF_THE_OPTIMIZER
     _pickled: ClassVar[tuple[str, ...]] = (
         *_attributes,

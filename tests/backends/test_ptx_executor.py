@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ptx import machine
 from ptx.machine import PtxFault, Region, Schedule
-from ptx.program import UnknownInstruction, assemble
+from ptx.operands import UnknownInstruction
+from ptx.program import assemble
 from ptx.text import Module
 
 HEADER = """.version 9.0

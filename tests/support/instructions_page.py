@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import written_pages
+from ptx.machine import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/internals/traffic_model.md"
-KINDS = ("integer", "float", "special", "memory", "exchange", "move", "control")
 NUMEL = 1 << 16
 MATRIX = (512, 1024)
 ELEMENTWISE = {
@@ -133,8 +133,7 @@ def written() -> dict[tuple[str, str], float]:
     """Return the page's counts of all instructions by kernel and compiler."""
     text = PAGE.read_text().split("<!-- instructions:begin -->")[1]
     lines = text.split("<!-- instructions:end -->")[0].splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| A")]
-    rows += [line.strip("| ").split(" | ") for line in lines if line.startswith("| Lion")]
+    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| (Ada|Lion)", line)]
     return {(row[0], row[1]): float(row[2]) for row in rows}
 
 

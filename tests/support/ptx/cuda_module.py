@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import host_module
 
+from fused_optim.ops import RECORD_SIZE, ROW_SIZE
 from ptx import machine, nvcc, regions
 from ptx.program import Program, assemble
 from ptx.text import Module
@@ -40,7 +41,6 @@ edit: Callable[[str, str], str] = lambda source, text: text  # noqa: E731
 """Changes the PTX of a source of csrc/ before it is read, for tests that plant faults."""
 executed: list[tuple[str, machine.Counts]] = []
 """The launches so far, by the kernel's name without its namespace."""
-_written: dict[int, np.ndarray] = {}  # flags of scratch memory, by its address
 
 
 class Launch:
@@ -64,8 +64,8 @@ class Launch:
     def regions(self, *, factored: bool) -> Iterator[machine.Region]:
         records = self.known
         rows = 1 + max((record["row"] for record in records), default=0)
-        yield machine.Region(self.records, 192 * self.tensors, granule=8)
-        yield machine.Region(self.rows, 64 * rows)
+        yield machine.Region(self.records, 8 * RECORD_SIZE * self.tensors, granule=8)
+        yield machine.Region(self.rows, 4 * ROW_SIZE * rows)
         yield from items(self.items, self.num_items)
         yield machine.Region(self.grad_scale, 4)
         yield machine.Region(self.found_inf, 4)
@@ -80,11 +80,9 @@ def items(address: int, count: int) -> Iterator[machine.Region]:
     yield machine.Region(address, 8 * count)
 
 
-def _scratch(launch: Launch, address: int, *, fresh: bool = False) -> Iterator[machine.Region]:
+def _scratch(launch: Launch, address: int, *, fresh: bool = False) -> machine.Region:
     floats = regions.scratch_floats(launch.known, _HOST.adafactor_scratch)
-    if fresh or len(_written.get(address, ())) != floats:
-        _written[address] = np.zeros(floats, np.uint8)
-    yield machine.Region(address, 4 * floats, True, initialised=_written[address])
+    return regions.of_scratch(address, floats, fresh=fresh)
 
 
 @functools.cache
@@ -170,7 +168,7 @@ def grad_square_sums(launch: Launch, clamps: bool, partials: int, sums: int) -> 
 def adafactor_statistics(
     launch: Launch, lines: int, num_lines: int, scratch: int, sums: int
 ) -> None:
-    reach = [*launch.regions(factored=True), *_scratch(launch, scratch, fresh=True)]
+    reach = [*launch.regions(factored=True), _scratch(launch, scratch, fresh=True)]
     _run(
         "adafactor/statistics",
         "StatisticsKernel",
@@ -201,7 +199,7 @@ def adafactor_finalise_(
         arguments=lines.packed() + struct.pack("<QqB7xqi4xQ", *more),
         reach=[
             *lines.regions(factored=True),
-            *_scratch(lines, scratch),
+            _scratch(lines, scratch),
             *items(visits, num_visits),
         ],
     )
@@ -222,5 +220,5 @@ def _tiles(source: str, kernel: str, launch: Launch, scratch: int, *variant: str
         *variant,
         work=launch.num_items,
         arguments=launch.packed() + struct.pack("<Q", scratch),
-        reach=[*launch.regions(factored=True), *_scratch(launch, scratch)],
+        reach=[*launch.regions(factored=True), _scratch(launch, scratch)],
     )

@@ -137,7 +137,6 @@ struct Machine {
   std::map<uint64_t, Clock> counters;    // what an atomic's address has released
   int64_t* executed = nullptr;           // how often, for each instruction
   int64_t counts[kKinds] = {};
-  int64_t bytes_loaded = 0, bytes_stored = 0;  // of global memory, but for read-only tables
 };
 
 // The row of an operand.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off", "-fPIC")
-FLAGS += ("-Wall", "-Wextra", "-Werror", "-shared")
+FLAGS += ("-Wall", "-Wextra", "-Werror", "-shared", f"-I{host_module.CSRC}")
 KINDS = ("integer", "float", "special", "memory", "exchange", "move", "control")
 
 
@@ -67,16 +67,15 @@ class Schedule:
 
 @dataclass
 class Counts:
-    """Executed instructions of warps by kind, and bytes of global memory.
+    """Instructions that warps executed.
 
     Attributes:
-        lines: those of the PTX that were executed, with how often.
+        instructions: how many, by kind.
+        lines: those of the PTX that they stand in.
     """
 
     instructions: dict[str, int]
-    bytes_loaded: int
-    bytes_stored: int
-    lines: dict[int, int] = field(repr=False)
+    lines: set[int] = field(repr=False)
 
     @property
     def total(self) -> int:
@@ -109,15 +108,14 @@ class _Request(ctypes.Structure):
 class _Result(ctypes.Structure):
     _fields_ = (
         ("counts", ctypes.c_int64 * len(KINDS)),
-        *(("bytes_loaded", ctypes.c_int64), ("bytes_stored", ctypes.c_int64)),
         ("fault", ctypes.c_char * 512),
     )
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    text = hashlib.sha256(repr((host_module.COMPILER, FLAGS, _processor())).encode())
-    for source in sorted(FOLDER.glob("*.[hc]*")):
+    text = hashlib.sha256(repr((host_module.COMPILER, FLAGS[:-1], _processor())).encode())
+    for source in (*sorted(FOLDER.glob("*.[hc]*")), host_module.CSRC / "common/host_math.h"):
         text.update(source.read_bytes())
     folder = host_module.build_folder("ptx-executor", text.hexdigest()[:16])
     library = folder / "executor.so"
@@ -222,6 +220,4 @@ def run(
         line = int(fault.split()[1].rstrip(":")) if fault.startswith("line ") else None
         raise PtxFault(f"{program.name}: {fault}: {program.lines.get(line, '')}")
     counts = dict(zip(KINDS, result.counts, strict=True))
-    some = executed > 0
-    lines = dict(zip(program.code["line"][some].tolist(), executed[some].tolist(), strict=True))
-    return Counts(counts, result.bytes_loaded, result.bytes_stored, lines)
+    return Counts(counts, set(program.code["line"][executed > 0].tolist()))

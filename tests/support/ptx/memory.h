@@ -1,5 +1,7 @@
 // Memory as a launch may use it: bounds, alignment, what was never written, and races.
 //
+// Of several loads the last is remembered, and that there were others.
+//
 // Two accesses of a granule, one of them a store, are a race: of two threads of a block, where no
 // barrier of the block, or of their warp, lies between them; of two blocks, where no counter orders
 // them. A thread that adds to a counter by release and acquire hands on its own stores, its block's
@@ -202,7 +204,6 @@ inline char* Reach(Machine* machine, Block* block, uint32_t thread, uint32_t spa
   const Place place =
       shared ? SharedPlace(block, thread, address, bytes, instruction, machine->options.races)
              : GlobalPlace(machine, *block, thread, address, bytes, stores, instruction);
-  if (!shared) (stores ? machine->bytes_stored : machine->bytes_loaded) += bytes;
   if (place.initialised != nullptr) {
     for (int i = 0; i < place.granules; ++i) {
       if (stores) {

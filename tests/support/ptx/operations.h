@@ -1,460 +1,176 @@
-// What instructions do to rows: arithmetic, comparisons, conversions, moves, memory, exchanges.
-//
-// note: [NaN] A GPU's arithmetic gives one NaN, 0x7fffffff; a CPU's keeps an operand's.
+// All instructions, by the names that program.py gives them.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <type_traits>
-
-#include "memory.h"
+#include "transfers.h"
 
 namespace ptx {
 
-using Handler = void (*)(Machine&, Warp&, const Instruction&, uint32_t lanes);
+using i16 = int16_t;
+using i32 = int32_t;
+using i64 = int64_t;
+using u16 = uint16_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using i128 = __int128;
+using u128 = unsigned __int128;
 
-struct Operation {
-  const char* name;
-  Kind kind;
-  Handler run;  // null where executor.cpp has it
+enum Control { kBranch, kReturn, kBarrier };  // the first operations, in this order
+
+#define BITS(OP, FUNCTION)                                      \
+  {OP ".b16", kInteger, Binary<u16, u16, u16, FUNCTION>},       \
+      {OP ".b32", kInteger, Binary<u32, u32, u32, FUNCTION>}, { \
+    OP ".b64", kInteger, Binary<u64, u64, u64, FUNCTION>        \
+  }
+#define SIGNS(OP, FUNCTION)                                     \
+  {OP ".u16", kInteger, Binary<u16, u16, u16, FUNCTION>},       \
+      {OP ".s16", kInteger, Binary<i16, i16, i16, FUNCTION>},   \
+      {OP ".u32", kInteger, Binary<u32, u32, u32, FUNCTION>},   \
+      {OP ".s32", kInteger, Binary<i32, i32, i32, FUNCTION>},   \
+      {OP ".u64", kInteger, Binary<u64, u64, u64, FUNCTION>}, { \
+    OP ".s64", kInteger, Binary<i64, i64, i64, FUNCTION>        \
+  }
+#define ORDER(OP, FUNCTION)                                    \
+  {"setp." OP ".u16", kInteger, Compare<u16, FUNCTION>},       \
+      {"setp." OP ".s16", kInteger, Compare<i16, FUNCTION>},   \
+      {"setp." OP ".u32", kInteger, Compare<u32, FUNCTION>},   \
+      {"setp." OP ".s32", kInteger, Compare<i32, FUNCTION>},   \
+      {"setp." OP ".u64", kInteger, Compare<u64, FUNCTION>},   \
+      {"setp." OP ".s64", kInteger, Compare<i64, FUNCTION>}, { \
+    "setp." OP ".f32", kFloat, Compare<float, FUNCTION>        \
+  }
+#define EQUALITY(OP, FUNCTION)                                 \
+  {"setp." OP ".b16", kInteger, Compare<u16, FUNCTION>},       \
+      {"setp." OP ".b32", kInteger, Compare<u32, FUNCTION>}, { \
+    "setp." OP ".b64", kInteger, Compare<u64, FUNCTION>        \
+  }
+
+const Operation kOperations[] = {
+    {"bra", kControl, nullptr},
+    {"ret", kControl, nullptr},
+    {"bar.sync", kControl, nullptr},
+    BITS("add", Add),
+    {"add.s16x2", kInteger, Binary<u32, u32, u32, AddHalves>},
+    BITS("sub", Subtract),
+    BITS("and", And),
+    BITS("or", Or),
+    BITS("xor", Xor),
+    {"mul.lo.b32", kInteger, Binary<u32, u32, u32, Multiply>},
+    {"mul.lo.b64", kInteger, Binary<u64, u64, u64, Multiply>},
+    {"mul.hi.u32", kInteger, Binary<u32, u32, u32, MultiplyHigh<u64>>},
+    {"mul.hi.s32", kInteger, Binary<i32, i32, i32, MultiplyHigh<i64>>},
+    {"mul.hi.u64", kInteger, Binary<u64, u64, u64, MultiplyHigh<u128>>},
+    {"mul.hi.s64", kInteger, Binary<i64, i64, i64, MultiplyHigh<i128>>},
+    {"mul.wide.u16", kInteger, Binary<u32, u16, u16, MultiplyWide<u32>>},
+    {"mul.wide.s16", kInteger, Binary<i32, i16, i16, MultiplyWide<i32>>},
+    {"mul.wide.u32", kInteger, Binary<u64, u32, u32, MultiplyWide<u64>>},
+    {"mul.wide.s32", kInteger, Binary<i64, i32, i32, MultiplyWide<i64>>},
+    {"mad.lo.b32", kInteger, Ternary<u32, u32, u32, u32, MultiplyAdd>},
+    {"mad.lo.b64", kInteger, Ternary<u64, u64, u64, u64, MultiplyAdd>},
+    {"mad.wide.u32", kInteger, Ternary<u64, u32, u32, u64, MultiplyWideAdd<u64>>},
+    {"mad.wide.s32", kInteger, Ternary<i64, i32, i32, i64, MultiplyWideAdd<i64>>},
+    SIGNS("div", Divide),
+    SIGNS("rem", Remainder),
+    SIGNS("min", Smaller),
+    SIGNS("max", Larger),
+    {"not.b16", kInteger, Unary<u16, u16, Not>},
+    {"not.b32", kInteger, Unary<u32, u32, Not>},
+    {"not.b64", kInteger, Unary<u64, u64, Not>},
+    {"neg.b16", kInteger, Unary<u16, u16, Negate>},
+    {"neg.b32", kInteger, Unary<u32, u32, Negate>},
+    {"neg.b64", kInteger, Unary<u64, u64, Negate>},
+    {"shl.b16", kInteger, Binary<u16, u16, u32, ShiftLeft>},
+    {"shl.b32", kInteger, Binary<u32, u32, u32, ShiftLeft>},
+    {"shl.b64", kInteger, Binary<u64, u64, u32, ShiftLeft>},
+    {"shr.u16", kInteger, Binary<u16, u16, u32, ShiftRightUnsigned>},
+    {"shr.u32", kInteger, Binary<u32, u32, u32, ShiftRightUnsigned>},
+    {"shr.u64", kInteger, Binary<u64, u64, u32, ShiftRightUnsigned>},
+    {"shr.s16", kInteger, Binary<i16, i16, u32, ShiftRight>},
+    {"shr.s32", kInteger, Binary<i32, i32, u32, ShiftRight>},
+    {"shr.s64", kInteger, Binary<i64, i64, u32, ShiftRight>},
+    {"prmt.b32", kInteger, Ternary<u32, u32, u32, u32, PermuteBytes>},
+    {"bfe.u32", kInteger, Ternary<u32, u32, u32, u32, ExtractBits<u32>>},
+    {"bfe.s32", kInteger, Ternary<i32, i32, u32, u32, ExtractBits<i32>>},
+    EQUALITY("eq", Equal),
+    EQUALITY("ne", Unequal),
+    ORDER("lt", Less),
+    ORDER("le", LessOrEqual),
+    ORDER("gt", Greater),
+    ORDER("ge", GreaterOrEqual),
+    {"setp.eq.f32", kFloat, Compare<float, Equal>},
+    {"setp.ne.f32", kFloat, Compare<float, UnequalNumbers>},
+    {"setp.neu.f32", kFloat, Compare<float, Unequal>},
+    {"setp.equ.f32", kFloat, Compare<float, EqualOrNan>},
+    {"setp.ltu.f32", kFloat, Compare<float, LessOrNan>},
+    {"setp.leu.f32", kFloat, Compare<float, LessOrEqualOrNan>},
+    {"setp.gtu.f32", kFloat, Compare<float, GreaterOrNan>},
+    {"setp.geu.f32", kFloat, Compare<float, GreaterOrEqualOrNan>},
+    {"setp.num.f32", kFloat, Compare<float, Numbers>},
+    {"setp.nan.f32", kFloat, Compare<float, SomeNan>},
+    {"and.pred", kInteger, Logic<And>},
+    {"or.pred", kInteger, Logic<Or>},
+    {"xor.pred", kInteger, Logic<Xor>},
+    {"andnot.pred", kInteger, Logic<AndNot>},  // not.pred, of all lanes and its operand
+    {"selp.b16", kInteger, Select<u16>},
+    {"selp.b32", kInteger, Select<u32>},
+    {"selp.b64", kInteger, Select<u64>},
+    {"add.f32", kFloat, Binary<float, float, float, Add>},
+    {"sub.f32", kFloat, Binary<float, float, float, Subtract>},
+    {"mul.f32", kFloat, Binary<float, float, float, Multiply>},
+    {"div.f32", kSpecial, Binary<float, float, float, DivideFloat>},
+    {"sqrt.f32", kSpecial, Unary<float, float, SquareRoot>},
+    {"neg.f32", kFloat, Unary<float, float, NegateFloat>},
+    {"abs.f32", kFloat, Unary<float, float, AbsoluteFloat>},
+    {"min.f32", kFloat, Binary<float, float, float, SmallerFloat>},
+    {"max.f32", kFloat, Binary<float, float, float, LargerFloat>},
+    {"min.NaN.f32", kFloat, Binary<float, float, float, SmallerOrNan>},
+    {"max.NaN.f32", kFloat, Binary<float, float, float, LargerOrNan>},
+    {"cvt.u16.u32", kMove, Unary<u16, u32, Copy>},
+    {"cvt.u16.u64", kMove, Unary<u16, u64, Copy>},
+    {"cvt.u32.u16", kMove, Unary<u32, u16, Copy>},
+    {"cvt.u32.u64", kMove, Unary<u32, u64, Copy>},
+    {"cvt.u64.u16", kMove, Unary<u64, u16, Copy>},
+    {"cvt.u64.u32", kMove, Unary<u64, u32, Copy>},
+    {"cvt.s32.s16", kMove, Unary<i32, i16, Copy>},
+    {"cvt.s64.s16", kMove, Unary<i64, i16, Copy>},
+    {"cvt.s64.s32", kMove, Unary<i64, i32, Copy>},
+    {"cvt.u16.u8", kMove, Unary<u16, u16, Convert<u16, u16, uint8_t>>},
+    {"cvt.s16.s8", kMove, Unary<i16, i16, Convert<i16, i16, int8_t>>},
+    {"cvt.u32.u8", kMove, Unary<u32, u16, Convert<u32, u32, uint8_t>>},
+    {"cvt.s32.s8", kMove, Unary<i32, i16, Convert<i32, i32, int8_t>>},
+    {"cvt.f32.f64", kFloat, Unary<float, double, Copy>},
+    {"cvt.f32.u16", kFloat, Unary<float, u16, Copy>},
+    {"cvt.f32.s16", kFloat, Unary<float, i16, Copy>},
+    {"cvt.f32.u32", kFloat, Unary<float, u32, Copy>},
+    {"cvt.f32.s32", kFloat, Unary<float, i32, Copy>},
+    {"cvt.f32.u64", kFloat, Unary<float, u64, Copy>},
+    {"cvt.f32.s64", kFloat, Unary<float, i64, Copy>},
+    {"cvt.rzi.s32.f32", kFloat, Unary<i32, float, TruncateToInt>},
+    {"cvt.f32.f16", kFloat, Unary<float, u16, HalfToFloat>},
+    {"cvt.f16.f32", kFloat, Unary<u16, float, FloatToHalf>},
+    {"cvt.f16x2.f32", kFloat, Binary<u32, float, float, FloatsToHalves>},
+    {"mov.b16", kMove, Unary<u16, u16, Copy>},
+    {"mov.b32", kMove, Unary<u32, u32, Copy>},
+    {"mov.b64", kMove, Unary<u64, u64, Copy>},
+    {"pack.b32", kMove, Binary<u32, u16, u16, Pack<u32, u32>>},
+    {"pack.b64", kMove, Binary<u64, u32, u32, Pack<u64, u64>>},
+    {"unpack.b32", kMove, Unpack<u16, u32>},
+    {"unpack.b64", kMove, Unpack<u32, u64>},
+    {"ld", kMemory, Load},
+    {"st", kMemory, Store},
+    {"prefetch", kMemory, Prefetch},
+    {"atom.add", kMemory, AtomicAdd},
+    {"shfl.bfly", kExchange, ShuffleButterfly},
+    {"bar.warp.sync", kExchange, WarpBarrier},
+    {"redux.max.s32", kExchange, Reduce<Larger>},
+    {"redux.min.s32", kExchange, Reduce<Smaller>},
+    {"ldmatrix", kExchange, Matrices<false, false>},
+    {"ldmatrix.trans", kExchange, Matrices<false, true>},
+    {"stmatrix", kExchange, Matrices<true, false>},
+    {"stmatrix.trans", kExchange, Matrices<true, true>},
 };
-
-template <typename To, typename From>
-inline To BitsAs(From value) {
-  static_assert(sizeof(To) == sizeof(From), "of one size");
-  To to;
-  std::memcpy(&to, &value, sizeof to);
-  return to;
-}
-
-inline float Canonical(float x) { return x == x ? x : BitsAs<float>(0x7fffffffu); }
-template <typename T>
-inline T Canonical(T x) {
-  return x;
-}
-
-// Calls store(lane) for the lanes of a mask; without a branch for each where all are in it.
-template <typename Store>
-inline void ForLanes(uint32_t lanes, const Store& store) {
-  if (lanes == kAllLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) store(lane);
-  } else {
-    for (uint32_t left = lanes; left != 0; left &= left - 1) store(__builtin_ctz(left));
-  }
-}
-
-template <typename To, typename A, typename Function>
-void Unary(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  To* to = Row<To>(warp, i.to[0]);
-  const A* a = Row<A>(machine, warp, i.from[0]);
-  ForLanes(lanes, [&](int lane) { to[lane] = Canonical(static_cast<To>(Function()(a[lane]))); });
-}
-
-template <typename To, typename A, typename B, typename Function>
-void Binary(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  To* to = Row<To>(warp, i.to[0]);
-  const A* a = Row<A>(machine, warp, i.from[0]);
-  const B* b = Row<B>(machine, warp, i.from[1]);
-  ForLanes(lanes,
-           [&](int lane) { to[lane] = Canonical(static_cast<To>(Function()(a[lane], b[lane]))); });
-}
-
-template <typename To, typename A, typename B, typename C, typename Function>
-void Ternary(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  To* to = Row<To>(warp, i.to[0]);
-  const A* a = Row<A>(machine, warp, i.from[0]);
-  const B* b = Row<B>(machine, warp, i.from[1]);
-  const C* c = Row<C>(machine, warp, i.from[2]);
-  ForLanes(lanes, [&](int lane) {
-    to[lane] = Canonical(static_cast<To>(Function()(a[lane], b[lane], c[lane])));
-  });
-}
-
-template <typename T, typename Function>
-void Compare(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  const T* a = Row<T>(machine, warp, i.from[0]);
-  const T* b = Row<T>(machine, warp, i.from[1]);
-  uint32_t found = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    found |= static_cast<uint32_t>(Function()(a[lane], b[lane])) << lane;
-  }
-  uint32_t* to = Row<uint32_t>(warp, i.to[0]);
-  *to = (*to & ~lanes) | (found & lanes);
-}
-
-template <typename Function>
-void Logic(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  const uint32_t a = *Row<uint32_t>(machine, warp, i.from[0]);
-  const uint32_t b = *Row<uint32_t>(machine, warp, i.from[1]);
-  uint32_t* to = Row<uint32_t>(warp, i.to[0]);
-  *to = (*to & ~lanes) | (Function()(a, b) & lanes);
-}
-
-template <typename T>
-void Select(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  T* to = Row<T>(warp, i.to[0]);
-  const T* a = Row<T>(machine, warp, i.from[0]);
-  const T* b = Row<T>(machine, warp, i.from[1]);
-  const uint32_t chosen = *Row<uint32_t>(machine, warp, i.from[2]);
-  ForLanes(lanes, [&](int lane) { to[lane] = chosen >> lane & 1 ? a[lane] : b[lane]; });
-}
-
-template <typename Half, typename Whole>
-void Unpack(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  Half* low = i.to[0] < 0 ? nullptr : Row<Half>(warp, i.to[0]);
-  Half* high = i.to[1] < 0 ? nullptr : Row<Half>(warp, i.to[1]);
-  const Whole* from = Row<Whole>(machine, warp, i.from[0]);
-  ForLanes(lanes, [&](int lane) {
-    const Whole whole = from[lane];
-    if (low != nullptr) low[lane] = static_cast<Half>(whole);
-    if (high != nullptr) high[lane] = static_cast<Half>(whole >> (8 * sizeof(Half)));
-  });
-}
-
-#define PTX_FUNCTION(NAME, EXPRESSION) \
-  struct NAME {                        \
-    template <typename A>              \
-    auto operator()(A a) const {       \
-      return EXPRESSION;               \
-    }                                  \
-  };
-#define PTX_FUNCTION2(NAME, EXPRESSION) \
-  struct NAME {                         \
-    template <typename A, typename B>   \
-    auto operator()(A a, B b) const {   \
-      return EXPRESSION;                \
-    }                                   \
-  };
-
-// Integers wrap, which C++ leaves open for signed ones: they are added as unsigned.
-PTX_FUNCTION(Copy, a)
-PTX_FUNCTION(Not, ~a)
-PTX_FUNCTION(Negate, A(0) - a)
-PTX_FUNCTION(NegateFloat, -a)
-PTX_FUNCTION(AbsoluteFloat, std::fabs(a))
-PTX_FUNCTION(SquareRoot, std::sqrt(a))
-PTX_FUNCTION2(Add, a + b)
-PTX_FUNCTION2(Subtract, a - b)
-PTX_FUNCTION2(Multiply, a* b)
-PTX_FUNCTION2(DivideFloat, a / b)
-PTX_FUNCTION2(And, a& b)
-PTX_FUNCTION2(Or, a | b)
-PTX_FUNCTION2(Xor, a ^ b)
-PTX_FUNCTION2(Smaller, std::min(a, b))
-PTX_FUNCTION2(Larger, std::max(a, b))
-PTX_FUNCTION2(SmallerFloat, a != a ? b : b != b || a < b || (a == b && std::signbit(a)) ? a : b)
-PTX_FUNCTION2(LargerFloat, a != a ? b : b != b || a > b || (a == b && std::signbit(b)) ? a : b)
-PTX_FUNCTION2(SmallerOrNan, a != a ? a : b != b ? b : SmallerFloat()(a, b))
-PTX_FUNCTION2(LargerOrNan, a != a ? a : b != b ? b : LargerFloat()(a, b))
-PTX_FUNCTION2(ShiftLeft, b >= 8 * sizeof(A) ? A(0) : static_cast<A>(a << b))
-PTX_FUNCTION2(ShiftRight, a >> std::min<uint32_t>(b, 8 * sizeof(A) - 1))
-PTX_FUNCTION2(Equal, a == b)
-PTX_FUNCTION2(Unequal, a != b)
-PTX_FUNCTION2(Less, a < b)
-PTX_FUNCTION2(LessOrEqual, a <= b)
-PTX_FUNCTION2(Greater, a > b)
-PTX_FUNCTION2(GreaterOrEqual, a >= b)
-PTX_FUNCTION2(Numbers, a == a && b == b)
-PTX_FUNCTION2(SomeNan, a != a || b != b)
-PTX_FUNCTION2(UnequalNumbers, a<b || a> b)
-PTX_FUNCTION2(EqualOrNan, !(a < b || a > b))
-PTX_FUNCTION2(LessOrNan, !(a >= b))
-PTX_FUNCTION2(LessOrEqualOrNan, !(a > b))
-PTX_FUNCTION2(GreaterOrNan, !(a <= b))
-PTX_FUNCTION2(GreaterOrEqualOrNan, !(a < b))
-PTX_FUNCTION2(AndNot, a & ~b)
-PTX_FUNCTION2(AddHalves, ((a + b) & 0xffffu) | (((a >> 16) + (b >> 16)) << 16))
-#undef PTX_FUNCTION
-#undef PTX_FUNCTION2
-
-// Division by zero is no fault on a GPU, nor is the one quotient that does not fit.
-struct Divide {
-  template <typename A>
-  A operator()(A a, A b) const {
-    if (b == 0) return static_cast<A>(-1);
-    if (std::is_signed<A>::value && b == static_cast<A>(-1)) return static_cast<A>(0 - uint64_t(a));
-    return a / b;
-  }
-};
-struct Remainder {
-  template <typename A>
-  A operator()(A a, A b) const {
-    if (b == 0) return a;
-    if (std::is_signed<A>::value && b == static_cast<A>(-1)) return 0;
-    return a % b;
-  }
-};
-
-struct ShiftRightUnsigned {
-  template <typename A>
-  A operator()(A a, uint32_t b) const {
-    return b >= 8 * sizeof(A) ? A(0) : static_cast<A>(a >> b);
-  }
-};
-
-template <typename Wide>
-struct MultiplyHigh {
-  template <typename A>
-  A operator()(A a, A b) const {
-    return static_cast<A>((static_cast<Wide>(a) * static_cast<Wide>(b)) >> (8 * sizeof(A)));
-  }
-};
-
-template <typename Wide>
-struct MultiplyWide {
-  template <typename A>
-  Wide operator()(A a, A b) const {
-    return static_cast<Wide>(a) * static_cast<Wide>(b);
-  }
-};
-
-struct MultiplyAdd {
-  template <typename A>
-  A operator()(A a, A b, A c) const {
-    return a * b + c;
-  }
-};
-
-template <typename Wide>
-struct MultiplyWideAdd {
-  template <typename A>
-  Wide operator()(A a, A b, Wide c) const {
-    using Bits = std::make_unsigned_t<Wide>;
-    return static_cast<Wide>(static_cast<Bits>(static_cast<Wide>(a) * static_cast<Wide>(b)) +
-                             static_cast<Bits>(c));
-  }
-};
-
-template <typename To, typename Wide>
-struct Pack {
-  template <typename A>
-  To operator()(A low, A high) const {
-    return static_cast<To>(static_cast<Wide>(low) | static_cast<Wide>(high) << (8 * sizeof(A)));
-  }
-};
-
-struct PermuteBytes {
-  uint32_t operator()(uint32_t a, uint32_t b, uint32_t selector) const {
-    const uint64_t both = a | static_cast<uint64_t>(b) << 32;
-    uint32_t result = 0;
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t choice = selector >> (4 * i) & 0xf;
-      uint32_t byte = both >> (8 * (choice & 7)) & 0xff;
-      if (choice & 8) byte = byte & 0x80 ? 0xff : 0;
-      result |= byte << (8 * i);
-    }
-    return result;
-  }
-};
-
-template <typename T>
-struct ExtractBits {
-  T operator()(T a, uint32_t first, uint32_t length) const {
-    first &= 0xff;
-    length &= 0xff;
-    if (length == 0) return 0;
-    const bool is_signed = T(-1) < T(0);
-    const uint32_t last = std::min(first + length - 1, 31u);
-    const auto bits = static_cast<uint32_t>(a);
-    uint32_t found = first > 31 ? 0 : bits >> first;
-    if (length < 32) found &= (1u << length) - 1;
-    if (is_signed && (bits >> last & 1) && length < 32) found |= ~0u << std::min(length, 31u);
-    return static_cast<T>(found);
-  }
-};
-
-// cvt: the value of a row's low bits as one type, in another, extended to its row.
-template <typename ToRow, typename To, typename From>
-struct Convert {
-  template <typename A>
-  ToRow operator()(A a) const {
-    return static_cast<ToRow>(static_cast<To>(static_cast<From>(a)));
-  }
-};
-
-struct TruncateToInt {  // beyond the range: its end; NaN: 0
-  int32_t operator()(float x) const {
-    if (x != x) return 0;
-    if (x >= 2147483648.0f) return INT32_MAX;
-    if (x <= -2147483648.0f) return INT32_MIN;
-    return static_cast<int32_t>(x);
-  }
-};
-
-inline uint16_t HalfBits(float x) {
-  return x == x ? BitsAs<uint16_t>(static_cast<_Float16>(x)) : uint16_t{0x7fff};
-}
-struct HalfToFloat {
-  float operator()(uint16_t x) const { return static_cast<float>(BitsAs<_Float16>(x)); }
-};
-struct FloatToHalf {
-  uint16_t operator()(float x) const { return HalfBits(x); }
-};
-struct FloatsToHalves {  // the first operand is the upper half
-  uint32_t operator()(float high, float low) const {
-    return HalfBits(low) | static_cast<uint32_t>(HalfBits(high)) << 16;
-  }
-};
-
-inline uint64_t FromMemory(const char* at, const Access& access) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, at, access.bytes);
-  if (access.is_signed && access.bytes < 8 && bits >> (8 * access.bytes - 1) & 1) {
-    bits |= ~uint64_t{0} << (8 * access.bytes);
-  }
-  return bits;
-}
-
-inline uint64_t AddressOf(const Machine& machine, const Warp& warp, const Instruction& i,
-                          uint32_t space, int lane) {
-  const uint64_t base = space == kShared ? Row<uint32_t>(machine, warp, i.from[0])[lane]
-                                         : Row<uint64_t>(machine, warp, i.from[0])[lane];
-  return base + static_cast<uint64_t>(i.immediate);
-}
-
-// Checks the elements of a vector that are used: the others may be what nothing has written.
-inline const char* ReachUsed(Machine* machine, Block* block, uint32_t thread, const Access& access,
-                             uint64_t address, const Instruction& i) {
-  if (address % (access.bytes * access.count) != 0) {
-    Fail("an access of a vector that is not aligned", *block, thread, i);
-  }
-  const char* first = nullptr;
-  for (uint32_t k = 0; k < access.count; ++k) {
-    if (access.unused >> k & 1) continue;
-    const uint64_t element = address + k * access.bytes;
-    first = Reach(machine, block, thread, access.space, element, access.bytes, nullptr, i) -
-            k * access.bytes;
-  }
-  return first;
-}
-
-inline void Load(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  const Access access = AccessOf(i);
-  ForLanes(lanes, [&](int lane) {
-    const char* at = nullptr;
-    if (access.space == kParameters) {
-      if (i.immediate + access.bytes * access.count > machine.parameter_bytes) {
-        Fail("a load after the end of the parameters", *warp.block, lane, i);
-      }
-      at = machine.parameters + i.immediate;
-    } else {
-      const uint64_t address = AddressOf(machine, warp, i, access.space, lane);
-      const uint32_t thread = warp.index * kLanes + lane;
-      const int bytes = access.bytes * access.count;
-      if (access.unused == 0) {
-        at = Reach(&machine, warp.block, thread, access.space, address, bytes, nullptr, i);
-      } else {
-        at = ReachUsed(&machine, warp.block, thread, access, address, i);
-      }
-    }
-    for (uint32_t k = 0; k < access.count; ++k) {
-      if (i.to[k] < 0) continue;
-      const uint64_t bits = FromMemory(at + k * access.bytes, access);
-      std::memcpy(Row<char>(warp, i.to[k]) + lane * access.row_bytes, &bits, access.row_bytes);
-    }
-  });
-}
-
-inline void Store(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  const Access access = AccessOf(i);
-  ForLanes(lanes, [&](int lane) {
-    const uint64_t address = AddressOf(machine, warp, i, access.space, lane);
-    const uint32_t thread = warp.index * kLanes + lane;
-    char values[16];
-    for (uint32_t k = 0; k < access.count; ++k) {
-      const char* value = Row<char>(machine, warp, i.to[k]) + lane * access.row_bytes;
-      std::memcpy(values + k * access.bytes, value, access.bytes);
-    }
-    const int bytes = access.bytes * access.count;
-    char* at = Reach(&machine, warp.block, thread, access.space, address, bytes, values, i);
-    std::memcpy(at, values, bytes);
-  });
-}
-
-// A prefetch can't fail; one outside of the launch's memory is a waste that is reported too.
-inline void Prefetch(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  ForLanes(lanes, [&](int lane) {
-    const uint64_t address = AddressOf(machine, warp, i, kGlobal, lane);
-    GlobalPlace(&machine, *warp.block, warp.index * kLanes + lane, address, 1, false, i);
-  });
-}
-
-// atom.add of 32 bits; its detail is 1 where it releases and acquires.
-inline void AtomicAdd(Machine& machine, Warp& warp, const Instruction& i, uint32_t lanes) {
-  const uint32_t* value = Row<uint32_t>(machine, warp, i.from[1]);
-  ForLanes(lanes, [&](int lane) {
-    const uint64_t address = AddressOf(machine, warp, i, kGlobal, lane);
-    const auto thread = static_cast<uint16_t>(warp.index * kLanes + lane);
-    const Place place = GlobalPlace(&machine, *warp.block, thread, address, 4, true, i);
-    if (place.initialised != nullptr && !place.initialised[0]) {
-      Fail("an addition to a counter that nothing has set", *warp.block, thread, i);
-    }
-    if (i.detail == 1) ReleaseAndAcquire(&machine, warp.block, thread, address);
-    uint32_t before;
-    std::memcpy(&before, place.at, sizeof before);
-    const uint32_t after = before + value[lane];
-    std::memcpy(place.at, &after, sizeof after);
-    if (i.to[0] >= 0) Row<uint32_t>(warp, i.to[0])[lane] = before;
-  });
-}
-
-// The exchanges of a whole warp; executor.cpp waits until all its lanes have come.
-
-inline void ShuffleButterfly(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  uint32_t values[kLanes];
-  std::memcpy(values, Row<uint32_t>(machine, warp, i.from[0]), sizeof values);
-  const uint32_t* distance = Row<uint32_t>(machine, warp, i.from[1]);
-  const uint32_t* bounds = Row<uint32_t>(machine, warp, i.from[2]);
-  const uint32_t* members = Row<uint32_t>(machine, warp, i.from[3]);
-  uint32_t* to = Row<uint32_t>(warp, i.to[0]);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (bounds[lane] != 31 || members[lane] != kAllLanes) {
-      Fail("a shuffle of a part of a warp", *warp.block, warp.index * kLanes + lane, i);
-    }
-    to[lane] = values[lane ^ (distance[lane] & 31)];
-  }
-}
-
-inline void WarpBarrier(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  if (Row<uint32_t>(machine, warp, i.from[0])[0] != kAllLanes) {
-    Fail("a barrier of a part of a warp", *warp.block, warp.index * kLanes, i);
-  }
-  ++warp.sync;
-}
-
-template <typename Function>
-void Reduce(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  const int32_t* values = Row<int32_t>(machine, warp, i.from[0]);
-  const uint32_t* members = Row<uint32_t>(machine, warp, i.from[1]);
-  if (std::count(members, members + kLanes, kAllLanes) != kLanes) {
-    Fail("a reduction of a part of a warp", *warp.block, warp.index * kLanes, i);
-  }
-  int32_t result = values[0];
-  for (int lane = 1; lane < kLanes; ++lane) result = Function()(result, values[lane]);
-  std::fill_n(Row<int32_t>(warp, i.to[0]), kLanes, result);
-}
-
-// 8 x 8 matrices of 16 bits, as many as the detail says. Lane 8 k + r has the address of row r of
-// the k-th. Lane n holds the elements of row n / 4 in columns 2 (n % 4) and the next; of a
-// transposed matrix those of column n / 4 in rows 2 (n % 4) and the next.
-template <bool kStores, bool kTransposed>
-void Matrices(Machine& machine, Warp& warp, const Instruction& i, uint32_t) {
-  for (int k = 0; k < i.detail; ++k) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      for (int half = 0; half < 2; ++half) {
-        const int pair = 2 * (lane % 4) + half;
-        const int row = kTransposed ? pair : lane / 4;
-        const int column = kTransposed ? lane / 4 : pair;
-        const uint32_t thread = warp.index * kLanes + lane;
-        const uint64_t first = AddressOf(machine, warp, i, kShared, 8 * k + row);
-        if (first % 16 != 0) Fail("a row of a matrix that is not aligned", *warp.block, thread, i);
-        auto* value = reinterpret_cast<char*>(Row<uint32_t>(warp, i.to[k]) + lane) + 2 * half;
-        char* at = Reach(&machine, warp.block, thread, kShared, first + 2 * column, 2,
-                         kStores ? value : nullptr, i);
-        std::memcpy(kStores ? at : value, kStores ? value : at, 2);
-      }
-    }
-  }
-}
+#undef BITS
+#undef SIGNS
+#undef ORDER
+#undef EQUALITY
 
 }  // namespace ptx

@@ -6,16 +6,18 @@ import ctypes
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
+from fused_optim.backends.compiled import MODES
 from fused_optim.ops import RECORD_FIELDS, RECORD_SIZE
-from fused_optim.precision import eight_bit
+from fused_optim.plan import layout
+from fused_optim.precision import DTYPE_TAGS, eight_bit
 from ptx.machine import Region
 
-BYTES = {0: 4, 1: 2, 2: 2, 3: 8}  # by DtypeTag
-EIGHT_BIT = 4
+BYTES = {tag: dtype.itemsize for dtype, tag in DTYPE_TAGS.items()}
+EIGHT_BIT = DTYPE_TAGS[torch.uint8]
 SLOTS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "extra")  # of a Layout
-LAYOUT_WORDS, LAYOUT_DIMS = 65, 8
-MASTER = 5  # of Mode
+_written: dict[int, np.ndarray] = {}  # flags of scratch memory, by its address
 
 
 def array(address: int, count: int, dtype: type) -> np.ndarray:
@@ -45,10 +47,10 @@ def of_tensors(
         sizes = {
             "param": BYTES[dtype],
             "grad": BYTES[record["grad_dtype"]],
-            "exp_avg": BYTES.get(record["exp_avg_dtype"], 1),
-            "exp_avg_sq": BYTES.get(record["exp_avg_sq_dtype"], 1),
-            "max_exp_avg_sq": BYTES.get(record["exp_avg_sq_dtype"], 1),
-            "extra": 4 if mode == MASTER else 2,
+            "exp_avg": BYTES[record["exp_avg_dtype"]],
+            "exp_avg_sq": BYTES[record["exp_avg_sq_dtype"]],
+            "max_exp_avg_sq": BYTES[record["exp_avg_sq_dtype"]],
+            "extra": 4 if mode == MODES["master"] else 2,
         }
         matrix = factored and record["max_exp_avg_sq"]
         lines = {"exp_avg_sq": "rows", "max_exp_avg_sq": "cols"} if matrix else {}
@@ -66,16 +68,16 @@ def of_tensors(
         if record["rms"]:
             yield Region(record["rms"], 4, True)
         if record["layout"]:
-            yield Region(record["layout"], 8 * LAYOUT_WORDS, granule=8)
+            yield Region(record["layout"], 8 * layout.BLOCK_SIZE, granule=8)
 
 
 def _extent(record: dict[str, int], slot: int) -> int:
     """Return how many elements lie from the first to the last of a tensor."""
     if not record["layout"]:
         return record["numel"]
-    words = array(record["layout"], LAYOUT_WORDS, np.int64)
+    words = array(record["layout"], layout.BLOCK_SIZE, np.int64)
     dims = int(words[0])
-    strides = words[1 + LAYOUT_DIMS * (1 + slot) :][:dims]
+    strides = words[1 + layout.MAX_DIMS * (1 + slot) :][:dims]
     return 1 + int(((words[1 : 1 + dims] - 1) * strides).sum())
 
 
@@ -84,3 +86,16 @@ def scratch_floats(records: list[dict[str, int]], count: Callable[..., int]) -> 
     shape = ("batch", "rows", "cols", "cut")
     ends = (r["scratch"] + count(*(r[name] for name in shape)) for r in records if r["numel"])
     return max(ends, default=0)
+
+
+def of_scratch(address: int, floats: int, *, fresh: bool) -> Region:
+    """Return scratch memory, of which a step's ops have written what the last of them knows.
+
+    Args:
+        address: of its first byte.
+        floats: its size.
+        fresh: whether the op is a step's first, which relies on nothing that lies there.
+    """
+    if fresh or len(_written.get(address, ())) != floats:
+        _written[address] = np.zeros(floats, np.uint8)
+    return Region(address, 4 * floats, True, initialised=_written[address])

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import triton
 from fused_optim.triton_kernels import launching
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fused_optim.backends.compiled import MODES
 from fused_optim.backends.interface import BucketKey
 from fused_optim.precision import DTYPE_TAGS
 from ptx import machine, regions
@@ -31,7 +31,6 @@ TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "num_stages")
 TYPES = {torch.int64: "*i64", torch.int32: "*i32", torch.float32: "*fp32", torch.uint8: "*u8"}
 SIZES = {"i32": "<i", "i64": "<q", "fp32": "<f"}
-MODES = ("none", "nearest", "stochastic", "kahan", "split", "master")
 
 schedule = machine.Schedule()
 edit: Callable[[str, str], str] = lambda name, text: text  # noqa: E731
@@ -39,7 +38,6 @@ edit: Callable[[str, str], str] = lambda name, text: text  # noqa: E731
 executed: list[tuple[str, machine.Counts]] = []
 """The launches so far, by the kernel's name."""
 _stepped: list[BucketKey] = []  # of the bucket whose launch was prepared last
-_written: dict[int, np.ndarray] = {}  # flags of scratch memory, by its address
 
 
 @functools.cache
@@ -108,23 +106,17 @@ def _regions(kernel: str, given: dict[str, Any]) -> Iterator[machine.Region]:
         if not torch.is_tensor(value) or name == "records" or value.numel() == 0:
             continue
         size = value.numel() * value.element_size()
-        written = name in ("scratch", "sums", "square_sums", "partials")
-        flags = None
+        written = name in ("sums", "square_sums", "partials")
         if name == "scratch":
-            flags = _flags(value, fresh=kernel == "statistics_kernel")
-        yield machine.Region(value.data_ptr(), size, written, value.element_size(), flags)
+            fresh = kernel == "statistics_kernel"
+            yield regions.of_scratch(value.data_ptr(), value.numel(), fresh=fresh)
+        else:
+            yield machine.Region(value.data_ptr(), size, written, value.element_size())
     records = given["records"]
     yield machine.Region(records.data_ptr(), 8 * records.numel(), granule=8)
     known = regions.records_at(records.data_ptr(), len(records))
-    dtype, mode = DTYPE_TAGS[_stepped[0].dtype], MODES.index(_stepped[0].mode)
+    dtype, mode = DTYPE_TAGS[_stepped[0].dtype], MODES[_stepped[0].mode]
     yield from regions.of_tensors(known, dtype, mode, factored=factored)
-
-
-def _flags(scratch: torch.Tensor, *, fresh: bool) -> np.ndarray:
-    address = scratch.data_ptr()
-    if fresh or len(_written.get(address, ())) != scratch.numel():
-        _written[address] = np.zeros(scratch.numel(), np.uint8)
-    return _written[address]
 
 
 @contextlib.contextmanager
@@ -138,9 +130,6 @@ def installed() -> Iterator[None]:
         _stepped[:] = [tables.key]
         return arguments(tables, name)
 
-    def run(kernel: Any, *args: Any, **named: Any) -> None:
-        execute(kernel, *args, **named)
-
     users = [
         module
         for name, module in list(sys.modules.items())
@@ -148,7 +137,7 @@ def installed() -> Iterator[None]:
     ]
     with contextlib.ExitStack() as stack:
         patch = mock.patch.object
-        stack.enter_context(patch(triton.JITFunction, "run", run))
+        stack.enter_context(patch(triton.JITFunction, "run", execute))
         stack.enter_context(patch(launching, "_on_device", lambda kernel, device, run: run({})))
         for module in users:
             stack.enter_context(patch(module, "arguments_of", noting))
