@@ -251,8 +251,8 @@ def test_a_loop_or_guard_that_goes_wrong_is_found(extension) -> None:
         if step():
             missed.append(line)
     found = [error for error in faults if isinstance(error, PtxFault)]
-    print("MASK", len(lines), missed, len(found))
-    assert len(missed) < len(lines) / 4 and found
+    assert len(lines) > 40 and len(missed) <= 2, missed
+    assert len(found) > 10
 
 
 def run_tests(*arguments: str, **variables: str) -> str:
